@@ -1,0 +1,82 @@
+"""Data sets from files: `load_dataset` reads npz, D4RL HDF5 and Minari into one checked `TransitionDataset`."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from adapters.datasets.hdf5 import read_hdf5
+from adapters.datasets.minari import data_folder, read_minari
+from adapters.datasets.npz import read_npz, save_npz
+from adapters.datasets.transitions import Metadata, Normaliser, TransitionDataset
+from adapters.errors import UserError
+
+__all__ = ["Metadata", "Normaliser", "TransitionDataset", "load_dataset", "save_npz"]
+
+PACKAGE_PREFIX = "package://"
+
+Reader = Callable[[Path], tuple[dict[str, np.ndarray], Metadata]]
+
+
+def load_dataset(path: str | Path, env: str | None = None, control_dt: float | None = None) -> TransitionDataset:
+    """Read and check a data set; what stands at the path decides the reader.
+
+    Args:
+        path: an npz file, an HDF5 file (.hdf5 or .h5) or a Minari folder; `package://` begins the path of a file that
+            is shipped with Surefoot.
+        env: environment or robot id; needed where the file does not say it.
+        control_dt: control period in seconds; needed where the file does not say it.
+
+    Raises:
+        UserError: nothing readable stands there, the data is malformed (see `checks.checked_arrays`), altered since it
+            was written, or says something else than `env` or `control_dt`.
+    """
+    place = _resolve(str(path))
+    arrays, metadata = _reader(place)(place)
+    if env and metadata.env and env != metadata.env:
+        raise UserError(f"{place} is data of '{metadata.env}', not of '{env}'; choose the environment that it is from.")
+    if control_dt and metadata.control_dt and not math.isclose(control_dt, metadata.control_dt, rel_tol=1e-6):
+        raise UserError(
+            f"{place} was recorded every {metadata.control_dt} s, not every {control_dt} s; leave control_dt out."
+        )
+    described = dataclasses.replace(
+        metadata, env=metadata.env or env or "", control_dt=metadata.control_dt or control_dt or 0.0
+    )
+    dataset = TransitionDataset.from_arrays(arrays, described, str(place))
+    if metadata.sha256 not in ("", dataset.metadata.sha256):
+        raise UserError(
+            f"{place}: the rows do not have the SHA-256 in the field 'metadata', so they were changed after they were "
+            "written; get the file anew, or remove 'metadata' if the change is meant."
+        )
+    return dataset
+
+
+def _resolve(path: str) -> Path:
+    """Return the place of a path on disk, `package://PACKAGE/REST` included."""
+    if not path.startswith(PACKAGE_PREFIX):
+        return Path(path).expanduser()
+    package, _, rest = path.removeprefix(PACKAGE_PREFIX).partition("/")
+    try:
+        return Path(str(importlib.resources.files(package).joinpath(rest)))
+    except (ModuleNotFoundError, ValueError) as error:
+        raise UserError(
+            f"{path}: there is no package '{package}'; write {PACKAGE_PREFIX}PACKAGE/FILE."
+        ) from error
+
+
+def _reader(path: Path) -> Reader:
+    """Choose the reader for what stands at the path."""
+    if not path.exists():
+        raise UserError(f"there is no data set at {path}; check the path.")
+    if path.is_dir() and data_folder(path):
+        return read_minari
+    if path.is_file() and path.suffix == ".npz":
+        return read_npz
+    if path.is_file() and path.suffix in (".hdf5", ".h5"):
+        return read_hdf5
+    raise UserError(f"{path} is no data set; give an .npz file, an .hdf5 or .h5 file, or a Minari folder.")

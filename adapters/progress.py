@@ -1,0 +1,49 @@
+"""A progress bar with rate and time left, for every long piece of work."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+MoveBar = Callable[..., None]
+"""`move(completed, note="")`: the work done so far, in the bar's units, and a note to show beside it."""
+
+
+class RateColumn(ProgressColumn):
+    """Units done a second."""
+
+    def render(self, task: Task) -> Text:
+        """Return the rate as text."""
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f} {task.fields['unit']}/s")
+
+
+@contextlib.contextmanager
+def progress_bar(title: str, total: int, unit: str = "steps") -> Iterator[MoveBar]:
+    """Show one long piece of work; yields the function that moves its bar.
+
+    Args:
+        title: what is being done.
+        total: the whole work, in `unit`s.
+        unit: what is counted.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        RateColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[note]}"),
+    )
+    with Progress(*columns) as progress:
+        task = progress.add_task(title, total=total, unit=unit, note="")
+
+        def move(completed: int, note: str = "") -> None:
+            progress.update(task, completed=completed, note=note)
+
+        yield move

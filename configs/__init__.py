@@ -1,0 +1,1 @@
+"""Hydra configuration groups and perturbation suites, shipped with the package."""

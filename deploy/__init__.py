@@ -1,0 +1,1 @@
+"""What runs on the robot: bundle, context estimation, safety and the control loop. No torch, no simulator."""

@@ -1,0 +1,1 @@
+"""What needs torch: world models, algorithms and export."""

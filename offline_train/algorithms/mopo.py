@@ -1,0 +1,137 @@
+"""MOPO: model-based offline policy optimisation (Yu et al. 2020, algorithm 2).
+
+A policy is trained by SAC on short rollouts of the world model, branched from real states, whose reward is lowered by
+the model's own uncertainty:
+
+    r~(s, a) = r(s, a) - lambda u(s, a).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from offline_train.algorithms.sac import Sac, SacConfig
+from offline_train.models.ensemble import DynamicsEnsemble, TerminationRule
+from offline_train.models.rollout import rollout
+from offline_train.replay import Batch, ModelReplay, draw
+
+
+class MopoConfig(BaseModel):
+    """Settings of MOPO; defaults are the authors' for HalfCheetah "mixed" (papers' table: h = 5, lambda = 1)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Literal["mopo"] = "mopo"
+    updates: int = Field(40_000, ge=1, description="gradient steps in all")
+    steps_per_epoch: int = Field(1_000, ge=1, description="gradient steps between two generations of rollouts")
+    batch_size: int = Field(256, ge=2, description="transitions a gradient step")
+    real_fraction: float = Field(0.05, ge=0, le=1, description="share of a batch that is real")
+    horizon: int = Field(5, ge=1, description="steps of a model rollout")
+    rollout_starts: int = Field(10_000, ge=1, description="real states that rollouts branch from, every epoch")
+    retain_epochs: int = Field(5, ge=1, description="epochs of rollouts kept")
+    penalty: str = Field("max_aleatoric", description="uncertainty penalty by name")
+    penalty_weight: float = Field(1.0, ge=0, description="lambda")
+    sac: SacConfig = Field(default_factory=SacConfig)
+
+
+class Mopo:
+    """The learner with its model rollouts; one call of `train_epoch` is one generation of rollouts and its updates.
+
+    Args:
+        config: settings.
+        real: packed real transitions `(rows, 2 obs_dim + act_dim + 2)`.
+        model: the fitted world model.
+        terminated: the environment's rule on next observations.
+        seed: of everything that is random here.
+    """
+
+    def __init__(
+        self, config: MopoConfig, real: Tensor, model: DynamicsEnsemble, terminated: TerminationRule, seed: int
+    ) -> None:
+        self.config, self.model, self.terminated = config, model, terminated
+        self.obs_dim, self.act_dim = model.obs_dim, model.act_dim
+        self.generator = torch.Generator(real.device).manual_seed(seed)
+        capacity = config.retain_epochs * config.rollout_starts * config.horizon
+        self.replay = ModelReplay(real, capacity, self.obs_dim, self.act_dim, config.real_fraction)
+        self.sac = Sac(*self._input_scale(), self.act_dim, config.sac, self.generator).to(real.device)
+        self.updates = 0
+
+    @property
+    def context_dim(self) -> int:
+        """Size of the context that the policy reads; 0 where it reads none."""
+        return 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether the budget of updates is spent."""
+        return self.updates >= self.config.updates
+
+    def _input_scale(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of what the policy reads."""
+        return self.model.input_mean[: self.obs_dim], self.model.input_std[: self.obs_dim]
+
+    def _policy_input(self, obs: Tensor) -> Tensor:
+        """What the policy reads in a model rollout at observations `(batch, obs_dim)`."""
+        return obs
+
+    def _learning_batch(self, batch: Batch) -> Batch:
+        """What the learner sees of a batch from the replay."""
+        return batch
+
+    def train_epoch(self) -> dict[str, float]:
+        """Generate rollouts, then update; returns the means of the epoch's figures."""
+        config = self.config
+        starts = draw(self.replay.real, len(self.replay.real), config.rollout_starts, self.generator)
+        rewards = []
+        for transitions in rollout(
+            self.model,
+            starts[:, : self.obs_dim],
+            lambda obs: self.sac.explore(self._policy_input(obs)),
+            self.generator,
+            horizon=config.horizon,
+            penalty=config.penalty,
+            penalty_weight=config.penalty_weight,
+            terminated=self.terminated,
+        ):
+            self.replay.add(transitions)
+            rewards.append(transitions.reward.mean())
+        figures = [self._update() for _ in range(min(config.steps_per_epoch, config.updates - self.updates))]
+        self.updates += len(figures)
+        means = {name: float(torch.stack([f[name] for f in figures]).mean()) for name in figures[0]}
+        return {"rollout_reward": float(torch.stack(rewards).mean()), **means}
+
+    def _update(self) -> dict[str, Tensor]:
+        batch = self.replay.sample(self.config.batch_size, self.generator)
+        return self.sac.update(self._learning_batch(batch))
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, context: Tensor | None = None) -> Tensor:
+        """The deterministic action `(batch, act_dim)` in [-1, 1] for raw observations (and contexts)."""
+        return self.sac(obs if context is None else torch.cat([obs, context], -1))
+
+    @torch.no_grad()
+    def act_nominal(self, obs: Tensor) -> Tensor:
+        """The deterministic action for the original dynamics."""
+        return self.sac(self._policy_input(obs))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs to go on bit-equal."""
+        return {
+            "sac": self.sac.state_dict(),
+            "optimizer": self.sac.optimizer.state_dict(),
+            "replay": self.replay.state_dict(),
+            "generator": self.generator.get_state(),
+            "updates": self.updates,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` gave."""
+        self.sac.load_state_dict(state["sac"])
+        self.sac.optimizer.load_state_dict(state["optimizer"])
+        self.replay.load_state_dict(state["replay"])
+        self.generator.set_state(state["generator"].cpu())
+        self.updates = state["updates"]

@@ -1,0 +1,155 @@
+"""Soft actor-critic: the learner that MOPO and AugWM share.
+
+Haarnoja et al. 2018, "Soft Actor-Critic Algorithms and Applications" (twin critics, tuned temperature).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from offline_train.networks import Actor, Critics
+from offline_train.replay import Batch
+
+
+class SacConfig(BaseModel):
+    """Settings of the learner."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    hidden: list[int] = Field([256, 256], description="width of each hidden layer of actor and critics")
+    learning_rate: float = Field(3e-4, gt=0, description="Adam's step size for actor, critics and temperature")
+    discount: float = Field(0.99, ge=0, lt=1, description="gamma, the weight of the next step's value")
+    target_rate: float = Field(5e-3, gt=0, le=1, description="tau, how far target critics move at every update")
+    target_entropy: float = Field(-3.0, description="entropy that the temperature is tuned to, in nats (MOPO: -3)")
+    critic_layer_norm: bool = Field(False, description="normalise the critics' hidden layers")
+
+
+def critic_target(
+    reward: Tensor, terminal: Tensor, next_values: Tensor, next_log_prob: Tensor, alpha: Tensor, discount: float
+) -> Tensor:
+    """y = r + gamma (1 - d) ( min_i Q_i(s', a') - alpha log pi(a'|s') ), equation 3 of the paper.
+
+    Args:
+        reward: `(batch,)`.
+        terminal: `(batch,)`, 1 where bootstrapping stops.
+        next_values: `(members, batch)`, target critics at the next observation and a fresh action.
+        next_log_prob: `(batch,)`.
+        alpha: temperature, a scalar.
+        discount: gamma.
+    """
+    return reward + discount * (1.0 - terminal) * (next_values.amin(0) - alpha * next_log_prob)
+
+
+def critic_loss(values: Tensor, target: Tensor) -> Tensor:
+    """Mean squared Bellman error of each critic, summed: `(members, batch), (batch,) -> ()` (equation 5)."""
+    return (values - target).square().mean(1).sum()
+
+
+def actor_loss(values: Tensor, log_prob: Tensor, alpha: Tensor) -> Tensor:
+    """E[ alpha log pi(a|s) - min_i Q_i(s, a) ] (equation 9)."""
+    return (alpha * log_prob - values.amin(0)).mean()
+
+
+def temperature_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float) -> Tensor:
+    """-log_alpha E[ log pi(a|s) + target entropy ] (equation 18, in log alpha as its authors' code has it)."""
+    return -(log_alpha * (log_prob + target_entropy).mean())
+
+
+class Sac(nn.Module):
+    """Actor, twin critics, their targets and the temperature.
+
+    Observations are standardised inside, so that the outside speaks the data's units only. Actions are in [-1, 1].
+
+    Args:
+        obs_mean: `(input_dim,)`, subtracted from every observation. `input_dim` counts context dimensions too.
+        obs_std: `(input_dim,)`, divided by.
+        act_dim: size of an action.
+        config: settings.
+        generator: draws initial weights and every action.
+    """
+
+    obs_mean: Tensor
+    obs_std: Tensor
+
+    def __init__(
+        self, obs_mean: Tensor, obs_std: Tensor, act_dim: int, config: SacConfig, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.config, self.generator = config, generator
+        self.register_buffer("obs_mean", obs_mean.clone())
+        self.register_buffer("obs_std", obs_std.clone())
+        input_dim = len(obs_mean)
+        self.actor = Actor(input_dim, act_dim, config.hidden, generator)
+        self.critics = Critics(
+            input_dim, act_dim, config.hidden, generator, layer_norm=config.critic_layer_norm
+        )
+        self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
+        self.log_alpha = nn.Parameter(torch.zeros(()))
+        # One fused Adam for all three: each loss fills the gradients of its own parameters only.
+        self.optimizer = torch.optim.Adam([*self._learned()], lr=config.learning_rate, fused=True)
+
+    def _learned(self) -> Iterator[nn.Parameter]:
+        yield from self.actor.parameters()
+        yield from self.critics.parameters()
+        yield self.log_alpha
+
+    def normalise(self, obs: Tensor) -> Tensor:
+        """Standardise observations `(batch, input_dim)`."""
+        return (obs - self.obs_mean) / self.obs_std
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Return the deterministic action `(batch, act_dim)` for raw observations `(batch, input_dim)`."""
+        return self.actor(self.normalise(obs))
+
+    @torch.no_grad()
+    def explore(self, obs: Tensor) -> Tensor:
+        """Draw an action `(batch, act_dim)` for raw observations `(batch, input_dim)`."""
+        return self.actor.sample(self.normalise(obs), self.generator).action
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """One gradient step of critics, actor and temperature, then of the targets.
+
+        The step is simultaneous: the actor is improved against the critics as they were at the start of the step.
+
+        Returns:
+            Figures of the step as scalars still on the device, so that nobody waits for them unasked.
+        """
+        obs, next_obs = self.normalise(batch.obs), self.normalise(batch.next_obs)
+        alpha = self.log_alpha.detach().exp()
+        with torch.no_grad():
+            following = self.actor.sample(next_obs, self.generator)
+            next_values = self.target_critics(next_obs, following.action)
+            target = critic_target(
+                batch.reward, batch.terminal, next_values, following.log_prob, alpha, self.config.discount
+            )
+        self.optimizer.zero_grad()
+        value_loss = critic_loss(self.critics(obs, batch.action), target)
+        value_loss.backward()
+
+        proposal = self.actor.sample(obs, self.generator)
+        self.critics.requires_grad_(False)
+        policy_loss = actor_loss(self.critics(obs, proposal.action), proposal.log_prob, alpha)
+        self.critics.requires_grad_(True)
+        entropy_loss = temperature_loss(self.log_alpha, proposal.log_prob.detach(), self.config.target_entropy)
+        (policy_loss + entropy_loss).backward()
+        self.optimizer.step()
+        self._move_targets()
+        return {
+            "critic_loss": value_loss.detach(),
+            "actor_loss": policy_loss.detach(),
+            "target_value": target.mean(),
+            "alpha": alpha,
+            "entropy": -proposal.log_prob.detach().mean(),
+        }
+
+    @torch.no_grad()
+    def _move_targets(self) -> None:
+        torch._foreach_lerp_(
+            [*self.target_critics.parameters()], [*self.critics.parameters()], self.config.target_rate
+        )

@@ -1,0 +1,65 @@
+"""How good a policy is while it is trained: in the world model from held-out states, and in MuJoCo."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from offline_train.algorithms.mopo import Mopo
+from offline_train.models.rollout import rollout
+from sim.environments import Environment
+from sim.plant import BatchedPlant
+
+MODEL_STARTS, MODEL_HORIZON = 200, 50
+
+
+def model_return(algorithm: Mopo, holdout_obs: Tensor, seed: int) -> float:
+    """Mean penalised reward a step of the deterministic policy in model rollouts from held-out states.
+
+    Args:
+        algorithm: whose policy and world model are looked at.
+        holdout_obs: observations of held-out episodes `(rows, obs_dim)`.
+        seed: of the start states and of the model's noise, so that two looks can be compared.
+    """
+    generator = torch.Generator(holdout_obs.device).manual_seed(seed)
+    chosen = torch.randint(len(holdout_obs), (MODEL_STARTS,), generator=generator, device=holdout_obs.device)
+    steps = rollout(
+        algorithm.model,
+        holdout_obs[chosen],
+        algorithm.act_nominal,
+        generator,
+        horizon=MODEL_HORIZON,
+        penalty=algorithm.config.penalty,
+        penalty_weight=algorithm.config.penalty_weight,
+        terminated=algorithm.terminated,
+    )
+    return float(torch.cat([step.reward for step in steps]).mean())
+
+
+def simulator_return(
+    act: Callable[[Tensor], Tensor], environment: Environment, episodes: int, seed: int, steps: int = 1_000
+) -> float:
+    """Mean return of a deterministic policy over whole episodes of the unchanged environment.
+
+    Args:
+        act: `(batch, obs_dim) -> (batch, act_dim)` in [-1, 1].
+        environment: the task.
+        episodes: how many, run side by side.
+        seed: of the start states.
+        steps: length of an episode that does not end before.
+    """
+    low, high = environment.action_low, environment.action_high
+    returns, alive = np.zeros(episodes), np.ones(episodes, dtype=bool)
+    with BatchedPlant(environment, [environment.model()] * episodes) as plant:
+        obs = plant.reset(np.random.default_rng(seed))
+        for _ in range(steps):
+            action = act(torch.from_numpy(obs).float()).cpu().numpy().astype(np.float64)
+            obs, reward, terminated = plant.step(low + 0.5 * (action + 1.0) * (high - low))
+            returns += alive * reward
+            alive &= ~terminated
+            if not alive.any():
+                break
+    return float(returns.mean())

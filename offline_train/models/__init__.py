@@ -1,0 +1,1 @@
+"""World models: the probabilistic ensemble, its uncertainty penalties and its rollouts."""

@@ -1,0 +1,142 @@
+"""The probabilistic ensemble of MOPO: what it predicts, and one sampled step.
+
+Seven networks of four layers each give a Gaussian over (change of state, reward); five elites, the best on held-out
+episodes, take turns in drawing the next state (Yu et al. 2020, section 5 and appendix; settings in Janner et al. 2019).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from offline_train.models.penalties import PENALTIES
+from offline_train.networks import EnsembleLinear
+
+TerminationRule = Callable[[Tensor], Tensor]
+
+
+class ModelStep(NamedTuple):
+    """One sampled step: `(batch, obs_dim)`, `(batch,)`, `(batch,)` in {0, 1}, `(batch,)`."""
+
+    next_obs: Tensor
+    reward: Tensor
+    terminal: Tensor
+    penalty: Tensor
+
+
+class DynamicsEnsemble(nn.Module):
+    """Members' Gaussians over the normalised change of state and reward, with normalisers inside.
+
+    Args:
+        obs_dim: size of an observation.
+        act_dim: size of an action.
+        generator: draws the initial weights.
+        members: networks trained.
+        elites: networks that rollouts draw from.
+        hidden: width of each hidden layer.
+    """
+
+    input_mean: Tensor
+    input_std: Tensor
+    target_mean: Tensor
+    target_std: Tensor
+    elite_index: Tensor
+
+    def __init__(
+        self,
+        obs_dim: int,
+        act_dim: int,
+        generator: torch.Generator,
+        *,
+        members: int = 7,
+        elites: int = 5,
+        hidden: Sequence[int] = (200, 200, 200, 200),
+    ) -> None:
+        super().__init__()
+        self.obs_dim, self.act_dim, self.members = obs_dim, act_dim, members
+        target_dim = obs_dim + 1
+        sizes = [obs_dim + act_dim, *hidden]
+        self.layers = nn.ModuleList(EnsembleLinear(members, a, b, generator) for a, b in itertools.pairwise(sizes))
+        self.mean_head = EnsembleLinear(members, hidden[-1], target_dim, generator)
+        self.log_variance_head = EnsembleLinear(members, hidden[-1], target_dim, generator)
+        self.max_log_variance = nn.Parameter(torch.full((target_dim,), 0.5))
+        self.min_log_variance = nn.Parameter(torch.full((target_dim,), -10.0))
+        self.register_buffer("input_mean", torch.zeros(obs_dim + act_dim))
+        self.register_buffer("input_std", torch.ones(obs_dim + act_dim))
+        self.register_buffer("target_mean", torch.zeros(target_dim))
+        self.register_buffer("target_std", torch.ones(target_dim))
+        self.register_buffer("elite_index", torch.arange(elites))
+
+    def forward(self, inputs: Tensor, chosen: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Normalised inputs `(members, batch, in_dim)` to normalised mean and log variance of the targets.
+
+        `chosen` restricts the evaluation to these members; the first dimension is then theirs.
+        """
+        hidden = inputs
+        for layer in self.layers:
+            hidden = functional.silu(layer(hidden, chosen))
+        mean, log_variance = self.mean_head(hidden, chosen), self.log_variance_head(hidden, chosen)
+        # Soft bounds keep the variance from collapsing or blowing up off the data (Chua et al. 2018, appendix A.1).
+        log_variance = self.max_log_variance - functional.softplus(self.max_log_variance - log_variance)
+        log_variance = self.min_log_variance + functional.softplus(log_variance - self.min_log_variance)
+        return mean, log_variance
+
+    def normalise(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Standardised network input `(batch, in_dim)`, clipped at ten standard deviations."""
+        return ((torch.cat([obs, action], dim=-1) - self.input_mean) / self.input_std).clamp(-10.0, 10.0)
+
+    def predict(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Every member's mean and standard deviation of (next state - state, reward), in the data's units.
+
+        Args:
+            obs: `(batch, obs_dim)`.
+            action: `(batch, act_dim)`.
+
+        Returns:
+            Two tensors `(members, batch, obs_dim + 1)`.
+        """
+        mean, log_variance = self(self.normalise(obs, action).expand(self.members, -1, -1))
+        return mean * self.target_std + self.target_mean, (0.5 * log_variance).exp() * self.target_std
+
+    def step(
+        self,
+        obs: Tensor,
+        action: Tensor,
+        generator: torch.Generator,
+        *,
+        penalty: str,
+        terminated: TerminationRule,
+    ) -> ModelStep:
+        """Draw the next state and reward of every row from one elite, chosen anew for each row.
+
+        Args:
+            obs: `(batch, obs_dim)`.
+            action: `(batch, act_dim)`.
+            generator: draws the elite and the noise.
+            penalty: a name in `PENALTIES`.
+            terminated: the environment's rule on next observations.
+        """
+        mean, std = self.predict(obs, action)
+        device = obs.device
+        member = self.elite_index[torch.randint(len(self.elite_index), (len(obs),), generator=generator, device=device)]
+        row = torch.arange(len(obs), device=device)
+        noise = torch.randn(mean.shape[1:], generator=generator, device=device)
+        sample = mean[member, row] + std[member, row] * noise
+        next_obs = obs + sample[:, :-1]
+        return ModelStep(next_obs, sample[:, -1], terminated(next_obs).float(), PENALTIES[penalty](mean, std))
+
+    def mean_change(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """The elites' mean change of state and the standard deviation of their mixture, each `(batch, obs_dim)`.
+
+        Only the elites are evaluated: this is what runs on the robot.
+        """
+        elites = self.elite_index
+        mean, log_variance = self(self.normalise(obs, action).expand(len(elites), -1, -1), elites)
+        variance = log_variance.exp().mean(0) + mean.var(0, unbiased=False)
+        change = mean.mean(0) * self.target_std + self.target_mean
+        return change[:, :-1], (variance.sqrt() * self.target_std)[:, :-1]

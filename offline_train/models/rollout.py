@@ -1,0 +1,79 @@
+"""Rollouts of a policy in the world model: torch from end to end, in chunks that stay in the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from offline_train.models.ensemble import DynamicsEnsemble, TerminationRule
+from offline_train.replay import Batch
+
+# Rows evaluated together: about a thousand keep an ensemble's activations in a core's cache.
+CHUNK = 1_000
+
+# Steps at which the drift of the model from held-out episodes is looked at.
+HORIZONS = (1, 5, 20, 50)
+
+Policy = Callable[[Tensor], Tensor]
+
+
+@torch.no_grad()
+def rollout(
+    model: DynamicsEnsemble,
+    start: Tensor,
+    policy: Policy,
+    generator: torch.Generator,
+    *,
+    horizon: int,
+    penalty: str,
+    penalty_weight: float,
+    terminated: TerminationRule,
+) -> Iterator[Batch]:
+    """Branch short rollouts from real states (MOPO, Yu et al. 2020, algorithm 2).
+
+    Args:
+        model: the world model.
+        start: first observations `(rows, obs_dim)`.
+        policy: `(batch, obs_dim) -> (batch, act_dim)`.
+        generator: draws elites and noise.
+        horizon: steps of each rollout.
+        penalty: name of the uncertainty penalty.
+        penalty_weight: lambda in `reward - lambda * penalty`.
+        terminated: the environment's rule; a rollout that terminates goes no further.
+
+    Yields:
+        The transitions of one step of one chunk, with the penalised reward.
+    """
+    for obs in start.split(CHUNK):
+        for _ in range(horizon):
+            action = policy(obs)
+            step = model.step(obs, action, generator, penalty=penalty, terminated=terminated)
+            reward = step.reward - penalty_weight * step.penalty
+            yield Batch(obs, action, reward, step.next_obs, step.terminal)
+            obs = step.next_obs[step.terminal == 0]
+            if not len(obs):
+                break
+
+
+@torch.no_grad()
+def horizon_error(model: DynamicsEnsemble, obs: Tensor, actions: Tensor) -> dict[int, float]:
+    """How far the elites' mean prediction drifts from held-out episodes when it is fed its own output.
+
+    Args:
+        model: the world model.
+        obs: observations of windows of held-out episodes `(windows, max(HORIZONS) + 1, obs_dim)`.
+        actions: the actions taken there `(windows, max(HORIZONS), act_dim)`.
+
+    Returns:
+        For every one of `HORIZONS`, the root mean squared error over windows and dimensions, in standard deviations
+        of the observations.
+    """
+    std = model.input_std[: model.obs_dim]
+    state, errors = obs[:, 0], {}
+    for step in range(max(HORIZONS)):
+        state = state + model.mean_change(state, actions[:, step])[0]
+        if step + 1 in HORIZONS:
+            errors[step + 1] = float((((state - obs[:, step + 1]) / std).square().mean()).sqrt())
+    return errors

@@ -1,0 +1,322 @@
+"""`surefoot train`: from a log to a world model and a policy, in a folder that can be resumed and exported."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import hydra
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from adapters.datasets import TransitionDataset, load_dataset
+from adapters.errors import UserError
+from adapters.files import read_json, write_json
+from adapters.progress import progress_bar
+from deploy.bundle import RobotDescription
+from offline_train.algorithms.augwm import AugWm, AugWmConfig
+from offline_train.algorithms.mopo import Mopo, MopoConfig
+from offline_train.checkpoint import load_checkpoint, save_checkpoint
+from offline_train.evaluate import model_return, simulator_return
+from offline_train.metrics import MetricsLog
+from offline_train.models.ensemble import DynamicsEnsemble
+from offline_train.models.fit import EnsembleConfig, EnsembleTrainer, fit_data, holdout_error, set_normalisers
+from offline_train.models.rollout import HORIZONS, horizon_error
+from offline_train.replay import Batch
+from sim.environments import Environment, make_environment
+from sim.terminations import TERMINATIONS
+
+ALGORITHMS: dict[str, type[Mopo]] = {"mopo": Mopo, "augwm": AugWm}
+
+
+class DatasetConfig(BaseModel):
+    """Where the log is."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    path: str
+    env: str | None = None
+    control_dt: float | None = None
+
+
+class TrainConfig(BaseModel):
+    """Settings of a run; configs/train.yaml says what each means."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    algorithm: Annotated[MopoConfig | AugWmConfig, Field(discriminator="name")]
+    dataset: DatasetConfig
+    robot: RobotDescription
+    output: Path
+    seed: int
+    world_model: Path | None
+    ensemble: EnsembleConfig
+    checkpoint_every: int = Field(ge=1)
+    evaluate_every: int = Field(ge=1)
+    evaluation_episodes: int = Field(ge=0)
+    threads: int = Field(ge=1)
+    device: Literal["cpu", "cuda"]
+    resume: bool
+
+
+class Data:
+    """The log as torch reads it: actions in [-1, 1], whole episodes held out.
+
+    Args:
+        dataset: the log.
+        robot: whose command range the actions are scaled from.
+        holdout_fraction: share of the episodes held out.
+        device: where the tensors live.
+    """
+
+    def __init__(
+        self, dataset: TransitionDataset, robot: RobotDescription, holdout_fraction: float, device: str
+    ) -> None:
+        check_fit(dataset, robot)
+        self.dataset, self.robot, self.device = dataset, robot, device
+        # The same episodes are held out whatever the seed, so that hold-out errors of two runs can be compared.
+        self.train, self.holdout = dataset.split_episodes(holdout_fraction, np.random.default_rng(0))
+
+    def packed(self, part: TransitionDataset) -> Tensor:
+        """Packed rows of one part, with actions in [-1, 1]."""
+        rows = torch.from_numpy(part.packed()).to(self.device)
+        low, high = (torch.tensor(v, dtype=torch.float32) for v in (self.robot.action.low, self.robot.action.high))
+        columns = slice(part.obs_dim, part.obs_dim + part.act_dim)
+        rows[:, columns] = (2.0 * (rows[:, columns] - low) / (high - low) - 1.0).clamp(-1.0, 1.0)
+        return rows
+
+    def batch(self, part: TransitionDataset) -> Batch:
+        """One part as a batch."""
+        return Batch.unpack(self.packed(part), part.obs_dim, part.act_dim)
+
+
+def check_fit(dataset: TransitionDataset, robot: RobotDescription) -> None:
+    """Refuse a log that is not of this robot.
+
+    Raises:
+        UserError: sizes, names or control period differ.
+    """
+    for kind, found, wanted in (
+        ("observation", dataset.obs_dim, len(robot.observations)),
+        ("action", dataset.act_dim, len(robot.action.low)),
+    ):
+        if found != wanted:
+            raise UserError(
+                f"the data set has {found} {kind} dimensions and the robot '{robot.name}' has {wanted}; "
+                "choose the robot that the log is of (robot=NAME)."
+            )
+    if abs(dataset.metadata.control_dt - robot.control_dt) > 1e-6:
+        raise UserError(
+            f"the data set was recorded every {dataset.metadata.control_dt} s and the robot '{robot.name}' is "
+            f"controlled every {robot.control_dt} s; a policy has to run at the period that its model was learned at."
+        )
+
+
+def train_world_model(config: TrainConfig, data: Data, folder: Path) -> DynamicsEnsemble:
+    """Fit the ensemble, or take up a fit, and write it with its errors under `folder`."""
+    model = new_model(config.ensemble, data)
+    final, part = folder / "world_model.safetensors", folder / "world_model.part.safetensors"
+    if config.resume and final.is_file():
+        model.load_state_dict(load_checkpoint(final))
+        return model
+    train, holdout = data.batch(data.train), data.batch(data.holdout)
+    set_normalisers(model, train.obs, train.action, train.next_obs, train.reward)
+    trainer = EnsembleTrainer(
+        model,
+        *(fit_data(model, b.obs, b.action, b.next_obs, b.reward) for b in (train, holdout)),
+        config.ensemble,
+        torch.Generator(data.device).manual_seed(config.seed),
+    )
+    if config.resume and part.is_file():
+        trainer.load_state_dict(load_checkpoint(part))
+    with (
+        MetricsLog(folder, "world_model", trainer.steps) as log,
+        progress_bar("world model", config.ensemble.max_steps) as move,
+    ):
+
+        def report(step: int, figures: dict[str, float]) -> None:
+            log.write(step, figures)
+            move(step, f"hold-out error {figures['best_holdout_mse']:.4f}")
+            save_checkpoint(part, trainer.state_dict())
+
+        move(trainer.steps)
+        trainer.run(report)
+    errors = world_model_errors(model, data)
+    write_json(folder / "world_model.json", errors | {"steps": trainer.steps})
+    save_checkpoint(final, model.state_dict())
+    part.unlink(missing_ok=True)
+    return model
+
+
+def new_model(config: EnsembleConfig, data: Data, seed: int = 0) -> DynamicsEnsemble:
+    """An unfitted ensemble for the data."""
+    generator = torch.Generator().manual_seed(seed)
+    return DynamicsEnsemble(
+        data.dataset.obs_dim,
+        data.dataset.act_dim,
+        generator,
+        members=config.members,
+        elites=config.elites,
+        hidden=config.hidden,
+    ).to(data.device)
+
+
+def world_model_errors(model: DynamicsEnsemble, data: Data) -> dict[str, Any]:
+    """Held-out error of the ensemble, and its drift over rollout horizons, as JSON.
+
+    `holdout_mse` is the members' mean squared error per normalised dimension of (change of state, reward);
+    `elites_mse` that of the elites' averaged prediction of the change of state; `horizon_rmse` is in standard
+    deviations of the observations.
+    """
+    holdout = data.batch(data.holdout)
+    fit = fit_data(model, holdout.obs, holdout.action, holdout.next_obs, holdout.reward)
+    members = holdout_error(model, fit)
+    with torch.no_grad():
+        change, _ = model.mean_change(holdout.obs, holdout.action)
+    scaled = (change - (holdout.next_obs - holdout.obs)) / model.target_std[:-1]
+    windows = [
+        rows.start + offset
+        for rows in data.holdout.episode_slices()
+        for offset in range(0, rows.stop - rows.start - max(HORIZONS), 50)
+    ]
+    span = torch.arange(max(HORIZONS), device=holdout.obs.device)
+    index = torch.tensor(windows, device=holdout.obs.device)[:, None] + span
+    obs = torch.cat([holdout.obs[index], holdout.next_obs[index[:, -1:]]], dim=1)
+    drift = horizon_error(model, obs, holdout.action[index]) if windows else {}
+    names = [*data.dataset.metadata.observation_names, "reward"]
+    return {
+        "holdout_episodes": len(data.holdout.episode_slices()),
+        "holdout_mse": float(members.mean()),
+        "elites_mse": float(scaled.square().mean()),
+        "holdout_mse_by_dimension": dict(zip(names, members.mean(0).tolist(), strict=True)),
+        "horizon_rmse": {str(horizon): error for horizon, error in drift.items()},
+    }
+
+
+def train_policy(
+    config: TrainConfig, data: Data, model: DynamicsEnsemble, environment: Environment, folder: Path
+) -> Mopo:
+    """Train, evaluate and checkpoint the policy under `folder`."""
+    real = data.packed(data.train)
+    kind = ALGORITHMS[config.algorithm.name]
+    algorithm = kind(config.algorithm, real, model, TERMINATIONS[environment.config.termination], config.seed)
+    part = folder / "policy.part.safetensors"
+    if config.resume and part.is_file():
+        algorithm.load_state_dict(load_checkpoint(part))
+    holdout = data.batch(data.holdout).obs
+    total = config.algorithm.updates
+    with (
+        MetricsLog(folder, "policy", algorithm.updates) as log,
+        progress_bar(config.algorithm.name, total, "updates") as move,
+    ):
+        note = ""
+        move(algorithm.updates)
+        while not algorithm.finished:
+            figures = algorithm.train_epoch()
+            epoch = -(-algorithm.updates // config.algorithm.steps_per_epoch)
+            if epoch % config.evaluate_every == 0 or algorithm.finished:
+                figures["model_reward"] = model_return(algorithm, holdout, config.seed)
+                if config.evaluation_episodes:
+                    figures["return"] = simulator_return(
+                        algorithm.act_nominal, environment, config.evaluation_episodes, config.seed
+                    )
+                    note = f"return {figures['return']:,.0f}"
+            log.write(algorithm.updates, figures)
+            move(algorithm.updates, note)
+            if epoch % config.checkpoint_every == 0 and not algorithm.finished:
+                save_checkpoint(part, algorithm.state_dict())
+    save_checkpoint(folder / "policy.safetensors", algorithm.sac.state_dict())
+    part.unlink(missing_ok=True)
+    return algorithm
+
+
+def run(config: TrainConfig) -> Path:
+    """Do one training run, or what is left of it; returns its folder."""
+    torch.set_num_threads(config.threads)
+    folder = config.output
+    prepare_folder(config, folder)
+    source = config.dataset
+    dataset = load_dataset(source.path, env=source.env, control_dt=source.control_dt)
+    data = Data(dataset, config.robot, config.ensemble.holdout_fraction, config.device)
+    environment = make_environment(dataset.metadata.env)
+    write_json(folder / "run.json", run_record(config, dataset))
+    if config.world_model is None:
+        model = train_world_model(config, data, folder)
+    else:
+        model = load_world_model(config.world_model, data)
+        for name in ("world_model.safetensors", "world_model.json"):
+            shutil.copyfile(config.world_model / name, folder / name)
+    train_policy(config, data, model.requires_grad_(False), environment, folder)
+    return folder
+
+
+def prepare_folder(config: TrainConfig, folder: Path) -> None:
+    """Make sure that a run neither overwrites another nor resumes one with other settings.
+
+    Raises:
+        UserError: either would happen.
+    """
+    record = folder / "run.json"
+    if not record.is_file():
+        return
+    if not config.resume:
+        raise UserError(f"{folder} holds a run already; give another output=FOLDER, or resume=true to go on with it.")
+    before, now = read_json(record)["config"], config_record(config)
+    changed = sorted(key for key in now if now[key] != before.get(key))
+    if changed:
+        raise UserError(
+            f"{folder} was started with other settings ({', '.join(changed)}); resume with the same, or give another "
+            "output=FOLDER."
+        )
+
+
+def config_record(config: TrainConfig) -> dict[str, Any]:
+    """The settings that the result is a function of."""
+    free = {"output", "resume", "checkpoint_every", "evaluate_every", "evaluation_episodes", "threads"}
+    return config.model_dump(mode="json", exclude=free)
+
+
+def run_record(config: TrainConfig, dataset: TransitionDataset) -> dict[str, Any]:
+    """What run.json says: settings, data, commit and versions."""
+    versions = {name: importlib.metadata.version(name) for name in ("surefoot", "torch", "numpy", "mujoco")}
+    return {
+        "config": config_record(config),
+        "dataset": {"sha256": dataset.metadata.sha256, "env": dataset.metadata.env, "rows": len(dataset)},
+        "commit": commit(),
+        "versions": versions,
+    }
+
+
+def commit() -> str | None:
+    """The commit that this runs from, or None outside a checkout."""
+    here = Path(__file__).parent
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
+
+
+def load_world_model(folder: Path, data: Data) -> DynamicsEnsemble:
+    """Read the world model of an earlier run.
+
+    Raises:
+        UserError: there is none, or it was fitted on other data.
+    """
+    record = read_json(folder / "run.json")
+    if record["dataset"]["sha256"] != data.dataset.metadata.sha256:
+        raise UserError(f"the world model in {folder} was learned from other data; train one from this data set.")
+    model = new_model(EnsembleConfig(**record["config"]["ensemble"]), data)
+    model.load_state_dict(load_checkpoint(folder / "world_model.safetensors"))
+    return model
+
+
+@hydra.main(version_base=None, config_path="pkg://configs", config_name="train")
+def main(config: DictConfig) -> None:
+    """The command line's entry."""
+    folder = run(TrainConfig.model_validate(OmegaConf.to_container(config, resolve=True)))
+    print(f"the run is in {folder}; next: surefoot export run={folder}")

@@ -1,0 +1,1 @@
+"""MuJoCo: perturbed dynamics, batched plants and validation."""

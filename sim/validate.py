@@ -1,0 +1,206 @@
+"""`surefoot validate`: how a bundle does over changed dynamics, and the report of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from adapters.errors import UserError
+from adapters.files import write_json
+from deploy.bundle import Bundle, load_bundle
+from deploy.controller import Controller
+from sim.environments import Environment, make_environment
+from sim.oracle import OracleEstimator
+from sim.perturb import Perturbation, load_suite
+from sim.plant import BatchedPlant
+from sim.rollout import EpisodeResult, run_episodes
+
+SCHEMA = 1
+CONTEXTS = ("nominal", "inferred", "oracle")
+
+# Windows, in control steps, over which the context before and after a change is averaged.
+BEFORE, AFTER = 50, 200
+
+
+def validate(
+    bundle_path: Path,
+    suites: Sequence[str | Path],
+    episodes: int = 10,
+    seed: int = 0,
+    steps: int = 1000,
+    contexts: Sequence[str] = CONTEXTS,
+    threads: int = 1,
+    progress: Callable[[int, int], Any] | None = None,
+) -> dict[str, Any]:
+    """Run a bundle in every world of the suites, under every way to set its context.
+
+    Args:
+        bundle_path: the bundle's folder.
+        suites: names of shipped suites, or YAML files.
+        episodes: episodes in each world; their starts are the same for every world and context.
+        seed: seed of the starts.
+        steps: control steps in an episode.
+        contexts: any of nominal, inferred and oracle; a bundle without a context has nominal alone.
+        threads: threads that step the physics.
+        progress: called with the control steps done since the last call, and with those of the whole run.
+
+    Returns:
+        The validation report (DESIGN.md), as written to validation.json.
+
+    Raises:
+        UserError: the bundle does not fit its environment, or a suite, a world or a context is not known.
+    """
+    if episodes < 1 or steps < 1:
+        raise UserError(f"episodes={episodes} steps={steps}: both must be at least 1.")
+    bundle = load_bundle(bundle_path)
+    environment = fitting_environment(bundle)
+    chosen = usable_contexts(bundle, contexts)
+    worlds = [(Path(suite).stem, world) for suite in suites for world in load_suite(suite)]
+    total = len(chosen) * len(worlds) * episodes * steps
+    cells = []
+    for context in chosen:
+        result = run_episodes(
+            environment,
+            [world for _, world in worlds],
+            lambda plant, context=context: make_controller(bundle, context, plant),
+            episodes=episodes,
+            seed=seed,
+            steps=steps,
+            threads=threads,
+            progress=None if progress is None else lambda done: progress(done, total),
+        )
+        cells += [_cell(suite, world, context, result, index) for index, (suite, world) in enumerate(worlds)]
+    return {
+        "schema": SCHEMA,
+        "bundle": bundle.sha256,
+        "env": environment.name,
+        "episodes": episodes,
+        "steps": steps,
+        "seeds": [seed],
+        "yardstick_return": environment.config.yardstick_return,
+        "cells": cells,
+        "summary": {context: _summary(cells, context) for context in chosen},
+    }
+
+
+def make_controller(bundle: Bundle, context: str, plant: BatchedPlant) -> Controller:
+    """Return the robot's own controller, one lane for each robot of the plant."""
+    if context == "oracle":
+        return Controller(bundle, estimator=OracleEstimator(plant, bundle), batch=(len(plant),))
+    return Controller(bundle, context=context, batch=(len(plant),))
+
+
+def _cell(suite: str, world: Perturbation, context: str, result: EpisodeResult, index: int) -> dict[str, Any]:
+    """Describe what happened in one world under one context."""
+    returns = result.returns[index]
+    cell = {
+        "name": world.name,
+        "suite": suite,
+        "perturbation": world.model_dump(mode="json", exclude_defaults=True),
+        "context": context,
+        "return_mean": float(returns.mean()),
+        "return_std": float(returns.std()),
+        "returns": returns.tolist(),
+        "length_mean": float(result.lengths[index].mean()),
+        "falls": int(result.falls[index].sum()),
+    }
+    if world.at_step:
+        cell["return_after_change"] = float(result.rewards[index, :, world.at_step :].sum(-1).mean())
+        if context == "inferred" and result.context is not None:
+            whole = result.context[index][~result.falls[index]]
+            cell["steps_to_90_percent"] = steps_to_90_percent(whole.mean(0), world.at_step) if len(whole) else None
+    return cell
+
+
+def steps_to_90_percent(trace: np.ndarray, at_step: int) -> int | None:
+    """Count the steps after a change until the context has moved 90 % of its way.
+
+    The way goes from the mean over the 50 steps before the change to the mean over the last 200 steps of the episode;
+    what counts is the distance along that direction.
+
+    Args:
+        trace: `(steps, context_dim)`, the mean over a cell's whole episodes.
+        at_step: the step of the change.
+
+    Returns:
+        Control steps from the change to the first step at 90 %, or None where the way is no longer than twice the
+        standard deviation of the position within either window.
+    """
+    windows = trace[max(at_step - BEFORE, 0) : at_step], trace[max(at_step, len(trace) - AFTER) :]
+    start, end = (window.mean(0) for window in windows)
+    way = end - start
+    length = float(np.linalg.norm(way))
+    if length == 0.0:
+        return None
+    noise = max(float((window @ way).std()) / length for window in windows)
+    if length <= 2 * noise:
+        return None
+    share = (trace[at_step:] - start) @ way / length**2
+    # A trace reaches 90 % somewhere: its last stretch is 100 % on average.
+    return int(np.argmax(share >= 0.9))
+
+
+def _summary(cells: list[dict[str, Any]], context: str) -> dict[str, Any]:
+    """Sum one context up: over every suite, and over each."""
+    mine = [cell for cell in cells if cell["context"] == context]
+    suites = dict.fromkeys(cell["suite"] for cell in mine)
+    return _aggregate(mine) | {
+        "suites": {suite: _aggregate([cell for cell in mine if cell["suite"] == suite]) for suite in suites}
+    }
+
+
+def _aggregate(cells: list[dict[str, Any]]) -> dict[str, float]:
+    """Mean and interquartile mean of all returns of the cells."""
+    returns = np.concatenate([cell["returns"] for cell in cells])
+    return {"return_mean": float(returns.mean()), "return_iqm": interquartile_mean(returns)}
+
+
+def interquartile_mean(values: np.ndarray) -> float:
+    """Return the mean of the middle half: a quarter of the values, rounded down, is left out at either end."""
+    cut = math.floor(len(values) / 4)
+    return float(np.sort(values)[cut : len(values) - cut].mean())
+
+
+def table(report: dict[str, Any]) -> Table:
+    """Lay a report out for the terminal: a row for each world, a column for each context."""
+    contexts = list(report["summary"])
+    yardstick = report["yardstick_return"]
+    shown = Table(title=f"{report['env']}, {report['episodes']} episodes of {report['steps']} steps: return (score)")
+    shown.add_column("world")
+    for context in contexts:
+        shown.add_column(context, justify="right")
+
+    def text(value: float) -> str:
+        return f"{value:.0f}" + (f" ({value / yardstick:.2f})" if yardstick else "")
+
+    cells = {(cell["suite"], cell["name"], cell["context"]): cell["return_mean"] for cell in report["cells"]}
+    for suite, summary in report["summary"][contexts[0]]["suites"].items():
+        for name in dict.fromkeys(world for of, world, _ in cells if of == suite):
+            shown.add_row(name, *(text(cells[suite, name, context]) for context in contexts))
+        shown.add_section()
+        for label, key in (("mean", "return_mean"), ("interquartile mean", "return_iqm")):
+            values = [report["summary"][context]["suites"][suite][key] for context in contexts]
+            shown.add_row(f"[bold]{suite}: {label}", *(f"[bold]{text(value)}" for value in values))
+        shown.add_section()
+    if yardstick:
+        shown.caption = f"score = return / {yardstick:.0f}, the return of the data's best behaviour policy"
+    return shown
+
+
+class RateColumn(ProgressColumn):
+    """Units done per second."""
+
+    def render(self, task: Task) -> Text:
+        """Show the rate of late."""
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f} steps/s")

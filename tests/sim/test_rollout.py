@@ -1,0 +1,142 @@
+"""The closed loop against a controller made here, whose every answer is known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from adapters.errors import UserError
+from sim.environments import Environment, make_environment
+from sim.perturb import NOMINAL, Perturbation
+from sim.plant import BatchedPlant
+from sim.rollout import EpisodeResult, run_episodes
+
+
+@dataclass(frozen=True)
+class _Command:
+    action: np.ndarray
+    context: np.ndarray | None = None
+
+
+class _Feedback:
+    """A proportional controller that records what it was asked; its context is (time, lane)."""
+
+    def __init__(self, plant: BatchedPlant, with_context: bool = False) -> None:
+        self.plant, self.with_context = plant, with_context
+        self.times: list[float] = []
+        self.observations: list[np.ndarray] = []
+        self.resets = 0
+
+    def reset(self) -> None:
+        self.resets += 1
+
+    def step(self, time: float, obs: np.ndarray) -> _Command:
+        self.times.append(time)
+        self.observations.append(obs)
+        action = np.clip(np.sin(20 * time) - obs[:, -self.plant.environment.act_dim :], -1, 1)
+        lanes = np.arange(len(obs), dtype=float)
+        context = np.stack([np.full(len(obs), time), lanes], 1) if self.with_context else None
+        return _Command(action, context)
+
+
+@pytest.fixture(scope="module")
+def cheetah() -> Environment:
+    return make_environment("halfcheetah")
+
+
+def _run(environment: Environment, worlds: list[Perturbation], **settings: int) -> tuple[EpisodeResult, _Feedback]:
+    made: list[_Feedback] = []
+
+    def factory(plant: BatchedPlant) -> _Feedback:
+        made.append(_Feedback(plant))
+        return made[-1]
+
+    keywords = {"episodes": 2, "seed": 0, "steps": 40} | settings
+    return run_episodes(environment, worlds, factory, **keywords), made[0]  # type: ignore[arg-type]
+
+
+HEAVY = Perturbation(name="heavy", body_mass={"*": 1.5})
+LATE = Perturbation(name="late", at_step=25, body_mass={"*": 1.5})
+
+
+def test_shapes_and_the_calls_made(cheetah: Environment) -> None:
+    result, controller = _run(cheetah, [NOMINAL, HEAVY, LATE])
+    assert result.rewards.shape == (3, 2, 40)
+    assert result.returns.shape == (3, 2)
+    assert result.context is None
+    assert (result.lengths == 40).all()
+    assert not result.falls.any()
+    assert controller.resets == 1
+    # HalfCheetah's control period is 5 physics steps of 0.01 s.
+    np.testing.assert_allclose(controller.times, 0.05 * np.arange(40))
+
+
+def test_returns_are_those_of_a_loop_written_out(cheetah: Environment) -> None:
+    result, _ = _run(cheetah, [NOMINAL], episodes=1)
+    with BatchedPlant(cheetah, [cheetah.model()]) as plant:
+        controller = _Feedback(plant)
+        obs = plant.reset(states=cheetah.initial_states(np.random.default_rng([0, 0]), 1))
+        total = 0.0
+        for step in range(40):
+            obs, reward, _ = plant.step(controller.step(step * 0.05, obs).action)
+            total += reward[0]
+    assert result.returns[0, 0] == pytest.approx(total, rel=1e-5)
+
+
+def test_every_cell_starts_alike_and_episodes_differ(cheetah: Environment) -> None:
+    _, controller = _run(cheetah, [NOMINAL, HEAVY], episodes=3)
+    starts = controller.observations[0].reshape(2, 3, -1)
+    np.testing.assert_array_equal(starts[0], starts[1])
+    assert abs(starts[0, 0] - starts[0, 1]).max() > 0
+    _, fewer = _run(cheetah, [NOMINAL], episodes=2)
+    np.testing.assert_array_equal(fewer.observations[0], starts[0, :2])
+    _, other = _run(cheetah, [NOMINAL], episodes=2, seed=1)
+    assert abs(other.observations[0] - starts[0, :2]).max() > 0
+
+
+def test_same_seed_same_bits_for_any_number_of_threads(cheetah: Environment) -> None:
+    first, _ = _run(cheetah, [NOMINAL, HEAVY, LATE])
+    second, _ = _run(cheetah, [NOMINAL, HEAVY, LATE], threads=2)
+    np.testing.assert_array_equal(first.rewards, second.rewards)
+
+
+def test_world_changes_at_its_step_and_not_before(cheetah: Environment) -> None:
+    result, _ = _run(cheetah, [NOMINAL, HEAVY, LATE])
+    nominal, heavy, late = result.rewards
+    np.testing.assert_array_equal(late[:, :25], nominal[:, :25])
+    assert (late[:, 25] != nominal[:, 25]).all()
+    assert (heavy[:, 0] != nominal[:, 0]).all()
+
+
+def test_fallen_lane_earns_nothing_more() -> None:
+    environment = make_environment("hopper")
+    wind = Perturbation(name="wind", gravity=(6.0, 0.0, -9.81))
+    result, _ = _run(environment, [wind], episodes=4, steps=300)
+    assert result.falls.all()
+    for episode, length in enumerate(result.lengths[0]):
+        assert 0 < length < 300
+        rewards = result.rewards[0, episode]
+        assert (rewards[:length] != 0).all()
+        assert (rewards[length:] == 0).all()
+
+
+def test_context_is_kept_lane_by_lane(cheetah: Environment) -> None:
+    result = run_episodes(cheetah, [NOMINAL, HEAVY], lambda plant: _Feedback(plant, True), episodes=2, seed=0, steps=5)
+    assert result.context is not None
+    assert result.context.shape == (2, 2, 5, 2)
+    # Lanes are numbered cell by cell: cell 1, episode 0 is lane 2.
+    np.testing.assert_allclose(result.context[1, 0, :, 1], 2.0)
+    np.testing.assert_allclose(result.context[1, 0, :, 0], 0.05 * np.arange(5))
+
+
+def test_progress_counts_lanes(cheetah: Environment) -> None:
+    seen: list[int] = []
+    run_episodes(cheetah, [NOMINAL, HEAVY], _Feedback, episodes=3, seed=0, steps=4, progress=seen.append)
+    assert seen == [6] * 4
+
+
+def test_change_past_the_end_is_refused(cheetah: Environment) -> None:
+    with pytest.raises(UserError, match="'late': at_step 25 is past the episode's 25 steps; run at least 26"):
+        _run(cheetah, [LATE], steps=25)
