@@ -206,15 +206,16 @@ class ScaleEstimator:
 
     def _effective_steps(self) -> np.ndarray:
         """How many steps the discounted sums stand for, at most."""
-        return np.minimum(np.maximum(self.detector.count, 1.0), 1.0 / (1.0 - self.settings.forgetting))
+        return np.minimum(np.maximum(self.detector.count, 1.0), 1.0 / max(1.0 - self.settings.forgetting, 1e-12))
 
     def context(self, obs: np.ndarray, action: np.ndarray | None = None) -> np.ndarray:
         """Return the present scaling, nominal in lanes that are not to be trusted."""
-        scaling = np.clip(self.scale, self.low, self.high)
-        return np.where(self._trusted()[..., None], scaling, self.nominal)
+        return np.where(self._trusted()[..., None], self.scale, self.nominal)
 
     def _trusted(self) -> np.ndarray:
-        return np.sqrt(self.detector.fast) <= self.settings.max_residual
+        # A scaling that the policy was never trained on is not passed on clipped: what it would do is anybody's guess.
+        in_range = ((self.scale >= self.low) & (self.scale <= self.high)).all(-1)
+        return in_range & (np.sqrt(self.detector.fast) <= self.settings.max_residual)
 
     def health(self) -> Health:
         """Return residual, confidence and whether a change was noticed."""

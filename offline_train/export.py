@@ -8,7 +8,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import hydra
 import numpy as np
 import onnxruntime
 import torch
@@ -16,6 +15,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from adapters.datasets import load_dataset
+from adapters.command import command
 from adapters.errors import UserError
 from adapters.files import read_json
 from deploy.bundle import BundleSpec, ContextSpec, Provenance, RobotDescription, write_bundle
@@ -205,7 +205,7 @@ def provenance(run: Run) -> Provenance:
     )
 
 
-@hydra.main(version_base=None, config_path="pkg://configs", config_name="export")
+@command("export")
 def main(config: DictConfig) -> None:
     """The command line's entry."""
     folder = Path(config.run)

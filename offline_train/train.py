@@ -8,7 +8,6 @@ import subprocess
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import hydra
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -16,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from adapters.datasets import TransitionDataset, load_dataset
+from adapters.command import command
 from adapters.errors import UserError
 from adapters.files import read_json, write_json
 from adapters.progress import progress_bar
@@ -51,7 +51,7 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    algorithm: Annotated[MopoConfig | AugWmConfig, Field(discriminator="name")]
+    algorithm: Annotated[MopoConfig | AugWmConfig, Field(discriminator="name")] | None = None
     dataset: DatasetConfig
     robot: RobotDescription
     output: Path
@@ -201,26 +201,32 @@ def world_model_errors(model: DynamicsEnsemble, data: Data) -> dict[str, Any]:
 
 
 def train_policy(
-    config: TrainConfig, data: Data, model: DynamicsEnsemble, environment: Environment, folder: Path
-) -> Mopo:
+    config: TrainConfig,
+    settings: MopoConfig,
+    data: Data,
+    model: DynamicsEnsemble,
+    environment: Environment,
+    folder: Path,
+) -> None:
     """Train, evaluate and checkpoint the policy under `folder`."""
+    final, part = folder / "policy.safetensors", folder / "policy.part.safetensors"
+    if config.resume and final.is_file():
+        return
     real = data.packed(data.train)
-    kind = ALGORITHMS[config.algorithm.name]
-    algorithm = kind(config.algorithm, real, model, TERMINATIONS[environment.config.termination], config.seed)
-    part = folder / "policy.part.safetensors"
+    kind = ALGORITHMS[settings.name]
+    algorithm = kind(settings, real, model, TERMINATIONS[environment.config.termination], config.seed)
     if config.resume and part.is_file():
         algorithm.load_state_dict(load_checkpoint(part))
     holdout = data.batch(data.holdout).obs
-    total = config.algorithm.updates
     with (
         MetricsLog(folder, "policy", algorithm.updates) as log,
-        progress_bar(config.algorithm.name, total, "updates") as move,
+        progress_bar(settings.name, settings.updates, "updates") as move,
     ):
         note = ""
         move(algorithm.updates)
         while not algorithm.finished:
             figures = algorithm.train_epoch()
-            epoch = -(-algorithm.updates // config.algorithm.steps_per_epoch)
+            epoch = -(-algorithm.updates // settings.steps_per_epoch)
             if epoch % config.evaluate_every == 0 or algorithm.finished:
                 figures["model_reward"] = model_return(algorithm, holdout, config.seed)
                 if config.evaluation_episodes:
@@ -232,9 +238,8 @@ def train_policy(
             move(algorithm.updates, note)
             if epoch % config.checkpoint_every == 0 and not algorithm.finished:
                 save_checkpoint(part, algorithm.state_dict())
-    save_checkpoint(folder / "policy.safetensors", algorithm.sac.state_dict())
+    save_checkpoint(final, algorithm.sac.state_dict())
     part.unlink(missing_ok=True)
-    return algorithm
 
 
 def run(config: TrainConfig) -> Path:
@@ -253,7 +258,8 @@ def run(config: TrainConfig) -> Path:
         model = load_world_model(config.world_model, data)
         for name in ("world_model.safetensors", "world_model.json"):
             shutil.copyfile(config.world_model / name, folder / name)
-    train_policy(config, data, model.requires_grad_(False), environment, folder)
+    if config.algorithm is not None:
+        train_policy(config, config.algorithm, data, model.requires_grad_(False), environment, folder)
     return folder
 
 
@@ -315,7 +321,7 @@ def load_world_model(folder: Path, data: Data) -> DynamicsEnsemble:
     return model
 
 
-@hydra.main(version_base=None, config_path="pkg://configs", config_name="train")
+@command("train")
 def main(config: DictConfig) -> None:
     """The command line's entry."""
     folder = run(TrainConfig.model_validate(OmegaConf.to_container(config, resolve=True)))

@@ -2,8 +2,54 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 
+from deploy.bundle import Bundle
+from deploy.context import Health
 from sim.plant import BatchedPlant
+
+MIN_CHANGE = 1.0
+"""Predicted changes smaller than this many predicted standard deviations divide nothing: their scaling is nominal."""
+
+
+class OracleEstimator:
+    """A context estimator that looks: it steps the true simulator once under the candidate action.
+
+    z = true change / change predicted for the original environment, elementwise, clipped to the range that the policy
+    was trained on. Passing the true change as context is how Ball et al. 2021 bound what inference can reach.
+
+    Args:
+        plant: the robots that the controller drives, one a lane; their states and models are read at every step.
+        bundle: gives the prediction and the range of the context.
+    """
+
+    needs_action = True
+
+    def __init__(self, plant: BatchedPlant, bundle: Bundle) -> None:
+        self.plant, self.predict_change = plant, bundle.predict_change
+        context = bundle.manifest.context
+        if context is None:
+            raise ValueError(f"{bundle.path} takes no context")
+        self.low, self.high, self.nominal = (np.asarray(v) for v in (context.low, context.high, context.nominal))
+
+    def reset(self) -> None:
+        """Nothing is remembered, so nothing is forgotten."""
+
+    def update(self, obs: np.ndarray, action: np.ndarray, next_obs: np.ndarray, valid: Any = None) -> None:
+        """Nothing is learned from a transition."""
+
+    def context(self, obs: np.ndarray, action: np.ndarray | None) -> np.ndarray:
+        """Return the true scaling `(n, obs_dim)` for the candidate actions `(n, act_dim)` at the plant's states."""
+        assert action is not None, "the oracle needs the action about to be taken"
+        predicted, std = self.predict_change(obs, action)
+        true = self.plant.peek(action) - self.plant.observe()
+        large = np.abs(predicted) > MIN_CHANGE * std
+        ratio = true / np.where(large, predicted, 1.0)
+        return np.where(large, np.clip(ratio, self.low, self.high), self.nominal)
+
+    def health(self) -> Health:
+        """Return full confidence: nothing is estimated."""
+        lanes = len(self.plant)
+        return Health(np.zeros(lanes), np.ones(lanes), np.zeros(lanes, bool))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from mujoco import MjModel
 
 from adapters.errors import UserError
 from sim.environments import Environment
@@ -24,6 +25,10 @@ class LoopCommand(Protocol):
     @property
     def context(self) -> np.ndarray | None:
         """`(n, context_dim)`, or None where the policy takes none."""
+
+    @property
+    def error(self) -> str:
+        """Text of an exception that the controller caught, empty where there was none."""
 
 
 class LoopController(Protocol):
@@ -89,22 +94,9 @@ def run_episodes(
 
     Raises:
         UserError: a world changes after the episode's end, or a pattern matches nothing.
+        RuntimeError: the controller caught an exception; on a robot it would hold, here it is a defect to see.
     """
-    original = environment.model()
-    changed = [apply(original, perturbation) for perturbation in perturbations]
-    changes: dict[int, dict[int, Any]] = {}
-    models = []
-    for cell, (perturbation, model) in enumerate(zip(perturbations, changed, strict=True)):
-        if perturbation.at_step >= steps:
-            raise UserError(
-                f"{perturbation.where}: at_step {perturbation.at_step} is past the episode's {steps} steps; "
-                f"run at least {perturbation.at_step + 1} steps."
-            )
-        models += [original if perturbation.at_step else model] * episodes
-        if perturbation.at_step:
-            lanes = range(cell * episodes, (cell + 1) * episodes)
-            changes.setdefault(perturbation.at_step, {}).update(dict.fromkeys(lanes, model))
-
+    models, changes = _worlds(environment, perturbations, episodes, steps)
     lanes = len(models)
     rewards = np.zeros((steps, lanes), np.float32)
     contexts: np.ndarray | None = None
@@ -117,6 +109,8 @@ def run_episodes(
         for step in range(steps):
             plant.replace_models(changes.get(step, {}))
             command = controller.step(step * environment.control_dt, observations)
+            if command.error:
+                raise RuntimeError(f"the controller failed at step {step}: {command.error}")
             observations, reward, terminated = plant.step(command.action)
             rewards[step, alive] = reward[alive]
             lengths += alive
@@ -130,13 +124,35 @@ def run_episodes(
             if not alive.any():
                 break
 
-    cells = (len(perturbations), episodes)
+    cells = len(perturbations)
     return EpisodeResult(
-        rewards=rewards.T.reshape(*cells, steps),
-        lengths=lengths.reshape(cells),
-        falls=~alive.reshape(cells),
-        context=None if contexts is None else contexts.swapaxes(0, 1).reshape(*cells, steps, -1),
+        rewards=rewards.T.reshape(cells, episodes, steps),
+        lengths=lengths.reshape(cells, episodes),
+        falls=~alive.reshape(cells, episodes),
+        context=None if contexts is None else contexts.swapaxes(0, 1).reshape(cells, episodes, steps, -1),
     )
+
+
+def _worlds(
+    environment: Environment, perturbations: Sequence[Perturbation], episodes: int, steps: int
+) -> tuple[list[MjModel], dict[int, dict[int, MjModel]]]:
+    """Return the model that each lane starts with, and those that lanes change to: step -> lane -> model."""
+    original = environment.model()
+    models: list[MjModel] = []
+    changes: dict[int, dict[int, MjModel]] = {}
+    for perturbation in perturbations:
+        if perturbation.at_step >= steps:
+            raise UserError(
+                f"{perturbation.where}: at_step {perturbation.at_step} is past the episode's {steps} steps; "
+                f"run at least {perturbation.at_step + 1} steps."
+            )
+        changed = apply(original, perturbation)
+        if perturbation.at_step:
+            lanes = range(len(models), len(models) + episodes)
+            changes.setdefault(perturbation.at_step, {}).update(dict.fromkeys(lanes, changed))
+            changed = original
+        models += [changed] * episodes
+    return models, changes
 
 
 def _starts(environment: Environment, seed: int, episodes: int) -> np.ndarray:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import hydra
 import numpy as np
@@ -17,7 +18,7 @@ from rich.text import Text
 
 from adapters.errors import UserError
 from adapters.files import write_json
-from deploy.bundle import Bundle, load_bundle
+from deploy.bundle import Bundle
 from deploy.controller import Controller
 from sim.environments import Environment, make_environment
 from sim.oracle import OracleEstimator
@@ -26,7 +27,8 @@ from sim.plant import BatchedPlant
 from sim.rollout import EpisodeResult, run_episodes
 
 SCHEMA = 1
-CONTEXTS = ("nominal", "inferred", "oracle")
+Context = Literal["nominal", "inferred", "oracle"]
+CONTEXTS: tuple[Context, ...] = ("nominal", "inferred", "oracle")
 
 # Windows, in control steps, over which the context before and after a change is averaged.
 BEFORE, AFTER = 50, 200
@@ -60,11 +62,11 @@ def validate(
     Raises:
         UserError: the bundle does not fit its environment, or a suite, a world or a context is not known.
     """
-    if episodes < 1 or steps < 1:
-        raise UserError(f"episodes={episodes} steps={steps}: both must be at least 1.")
-    bundle = load_bundle(bundle_path)
-    environment = fitting_environment(bundle)
-    chosen = usable_contexts(bundle, contexts)
+    if min(episodes, steps, threads) < 1:
+        raise UserError(f"episodes={episodes} steps={steps} threads={threads}: each must be at least 1.")
+    bundle = Bundle.load(bundle_path)
+    environment = _environment_of(bundle)
+    chosen = _contexts_of(bundle, contexts)
     worlds = [(Path(suite).stem, world) for suite in suites for world in load_suite(suite)]
     total = len(chosen) * len(worlds) * episodes * steps
     cells = []
@@ -72,7 +74,7 @@ def validate(
         result = run_episodes(
             environment,
             [world for _, world in worlds],
-            lambda plant, context=context: make_controller(bundle, context, plant),
+            functools.partial(make_controller, bundle, context),
             episodes=episodes,
             seed=seed,
             steps=steps,
@@ -93,7 +95,35 @@ def validate(
     }
 
 
-def make_controller(bundle: Bundle, context: str, plant: BatchedPlant) -> Controller:
+def _environment_of(bundle: Bundle) -> Environment:
+    """Return the environment that a bundle was trained for, or refuse a bundle that does not fit it."""
+    manifest = bundle.manifest
+    environment = make_environment(manifest.env)
+    for what, found, expected in (
+        ("observation size", manifest.obs_dim, environment.obs_dim),
+        ("action size", manifest.act_dim, environment.act_dim),
+        ("control period in s", manifest.robot.control_dt, environment.control_dt),
+    ):
+        if not math.isclose(found, expected):
+            raise UserError(
+                f"{bundle.path}: the policy's {what} is {found}, and that of {environment.name} is {expected}; "
+                "take a bundle that was made for this environment."
+            )
+    return environment
+
+
+def _contexts_of(bundle: Bundle, contexts: Sequence[str]) -> list[Context]:
+    """Return the contexts that make sense for a bundle, in the report's order."""
+    if unknown := sorted(set(contexts) - set(CONTEXTS)):
+        raise UserError(f"there is no context '{unknown[0]}'; choose from {', '.join(CONTEXTS)}.")
+    if not contexts:
+        raise UserError(f"contexts is empty; choose from {', '.join(CONTEXTS)}.")
+    if bundle.manifest.context is None:
+        return ["nominal"]
+    return [context for context in CONTEXTS if context in contexts]
+
+
+def make_controller(bundle: Bundle, context: Context, plant: BatchedPlant) -> Controller:
     """Return the robot's own controller, one lane for each robot of the plant."""
     if context == "oracle":
         return Controller(bundle, estimator=OracleEstimator(plant, bundle), batch=(len(plant),))
@@ -184,7 +214,7 @@ def table(report: dict[str, Any]) -> Table:
         return f"{value:.0f}" + (f" ({value / yardstick:.2f})" if yardstick else "")
 
     cells = {(cell["suite"], cell["name"], cell["context"]): cell["return_mean"] for cell in report["cells"]}
-    for suite, summary in report["summary"][contexts[0]]["suites"].items():
+    for suite in report["summary"][contexts[0]]["suites"]:
         for name in dict.fromkeys(world for of, world, _ in cells if of == suite):
             shown.add_row(name, *(text(cells[suite, name, context]) for context in contexts))
         shown.add_section()
@@ -204,3 +234,27 @@ class RateColumn(ProgressColumn):
         """Show the rate of late."""
         speed = task.finished_speed or task.speed
         return Text("" if speed is None else f"{speed:,.0f} steps/s")
+
+
+@hydra.main(version_base=None, config_path="pkg://configs", config_name="validate")
+def main(config: DictConfig) -> None:
+    """Validate a bundle, write validation.json and print the table."""
+    suites = [config.suite] if isinstance(config.suite, str) else list(config.suite)
+    columns = TextColumn("validating"), BarColumn(), RateColumn(), TimeRemainingColumn(elapsed_when_finished=True)
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("validate", total=None)
+        report = validate(
+            Path(config.bundle),
+            suites,
+            episodes=config.episodes,
+            seed=config.seed,
+            steps=config.steps,
+            contexts=list(config.contexts),
+            threads=config.threads,
+            progress=lambda done, total: bar.update(task, advance=done, total=total),
+        )
+    path = Path(config.output) / "validation.json"
+    write_json(path, report)
+    console = Console()
+    console.print(table(report))
+    console.print(f"written to {path}")

@@ -11,7 +11,7 @@ z = 1 and stored as the model gives them.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -28,6 +28,9 @@ class AugWmConfig(MopoConfig):
     z_low: float = Field(0.5, gt=0, description="smallest scaling of the change of state")
     z_high: float = Field(1.5, gt=0, description="largest scaling")
     nominal_fraction: float = Field(0.0, ge=0, le=1, description="share of a batch that is left as it is, z = 1")
+
+    estimator: str = Field("scale", description="context estimator that the bundle carries (deploy/context.py)")
+    estimator_settings: dict[str, Any] = Field(default_factory=dict, description="its settings")
 
     @model_validator(mode="after")
     def _range_holds_one(self) -> AugWmConfig:

@@ -18,6 +18,7 @@ from sim.rollout import EpisodeResult, run_episodes
 class _Command:
     action: np.ndarray
     context: np.ndarray | None = None
+    error: str = ""
 
 
 class _Feedback:
@@ -140,3 +141,12 @@ def test_progress_counts_lanes(cheetah: Environment) -> None:
 def test_change_past_the_end_is_refused(cheetah: Environment) -> None:
     with pytest.raises(UserError, match="'late': at_step 25 is past the episode's 25 steps; run at least 26"):
         _run(cheetah, [LATE], steps=25)
+
+
+def test_exception_caught_by_the_controller_does_not_pass_for_a_result(cheetah: Environment) -> None:
+    class Broken(_Feedback):
+        def step(self, time: float, obs: np.ndarray) -> _Command:
+            return _Command(np.zeros((len(obs), 6)), error="ZeroDivisionError: oops" if time > 0.1 else "")
+
+    with pytest.raises(RuntimeError, match="at step 3: ZeroDivisionError: oops"):
+        run_episodes(cheetah, [NOMINAL], Broken, episodes=1, seed=0, steps=10)

@@ -1,0 +1,243 @@
+"""What a robot is and what a bundle says of itself: the models behind `configs/robot/` and `bundle.json`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+SPEC = "bundle.json"
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class _Model(BaseModel):
+    """Frozen, and nothing is taken that is not known."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ObservationTerm(_Model):
+    """One number of the observation vector.
+
+    Attributes:
+        name: its name, unique in the robot.
+        source: what it measures; limits hold for joint positions, velocities and efforts, and for tilt.
+        joints: the joint that it belongs to, none for a quantity of the whole robot.
+        unit: SI unit of the value, after scaling.
+        scale: factor from the sensor's reading to the value; the robot's driver applies it, before clipping.
+        clip: bounds that the driver clips the value to, null for none.
+    """
+
+    name: str
+    source: Literal[
+        "joint_position", "joint_velocity", "joint_effort", "tilt", "base_position", "base_velocity", "other"
+    ]
+    joints: tuple[str, ...] = Field(default=(), max_length=1)
+    unit: str
+    scale: float = 1.0
+    clip: tuple[float, float] | None = None
+
+
+class ActionSpec(_Model):
+    """What the policy commands.
+
+    Attributes:
+        law: what a command is to the joint.
+        joints: joints in command order.
+        low: lowest command of each joint, in `unit`.
+        high: highest.
+        unit: unit of a command.
+    """
+
+    law: Literal["effort", "position", "velocity"]
+    joints: tuple[str, ...] = Field(min_length=1)
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    unit: str
+
+    @model_validator(mode="after")
+    def _fits(self) -> ActionSpec:
+        _require_length("low", self.low, len(self.joints), "joints")
+        _require_length("high", self.high, len(self.joints), "joints")
+        for joint, low, high in zip(self.joints, self.low, self.high, strict=True):
+            if not low < high:
+                raise ValueError(f"the command of '{joint}' has low {low} and high {high}; low must be below high")
+        return self
+
+
+class Limits(_Model):
+    """What is not to be left, each null where there is no limit.
+
+    Attributes:
+        position: lowest and highest observed position by joint, in the unit of its observation.
+        velocity: highest observed speed by joint.
+        effort: highest observed effort by joint.
+        tilt: highest observed tilt, in rad.
+        rate: fastest change of any command, in command units per second.
+    """
+
+    position: dict[str, tuple[float, float]] | None = None
+    velocity: dict[str, Positive] | None = None
+    effort: dict[str, Positive] | None = None
+    tilt: Positive | None = None
+    rate: Positive | None = None
+
+
+class RobotDescription(_Model):
+    """What a robot observes and takes, in order: `configs/robot/NAME.yaml`.
+
+    Attributes:
+        name: the robot.
+        observations: the observation vector, term by term.
+        action: the command vector.
+        control_dt: control period in s.
+        limits: limits of observation and command.
+    """
+
+    name: str
+    observations: tuple[ObservationTerm, ...] = Field(min_length=1)
+    action: ActionSpec
+    control_dt: Positive
+    limits: Limits = Limits()
+
+    @property
+    def obs_dim(self) -> int:
+        """Size of an observation."""
+        return len(self.observations)
+
+    @property
+    def act_dim(self) -> int:
+        """Size of a command."""
+        return len(self.action.joints)
+
+    @property
+    def observation_names(self) -> tuple[str, ...]:
+        """Names of the observation's dimensions."""
+        return tuple(term.name for term in self.observations)
+
+    def index(self, source: str, joint: str) -> int | None:
+        """Return where in the observation a quantity of a joint stands, None where it is not observed."""
+        for position, term in enumerate(self.observations):
+            if term.source == source and term.joints == (joint,):
+                return position
+        return None
+
+    @model_validator(mode="after")
+    def _whole(self) -> RobotDescription:
+        """Refuse names that occur twice and limits of joints that nothing observes."""
+        for kind, names in (("observation term", self.observation_names), ("action joint", self.action.joints)):
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise ValueError(f"the {kind} '{twice[0]}' occurs twice")
+        for joint, (low, high) in (self.limits.position or {}).items():
+            if not low < high:
+                raise ValueError(f"limits.position of '{joint}' is {low} to {high}; the first must be below the second")
+        for quantity in ("position", "velocity", "effort"):
+            for joint in getattr(self.limits, quantity) or {}:
+                if self.index(f"joint_{quantity}", joint) is None:
+                    raise ValueError(f"limits.{quantity} names '{joint}', whose {quantity} is not observed")
+        if self.limits.tilt is not None and all(term.source != "tilt" for term in self.observations):
+            raise ValueError("limits.tilt is set, but no observation term has the source tilt")
+        if self.action.law == "position":
+            for joint in self.action.joints:
+                if self.index("joint_position", joint) is None:
+                    raise ValueError(f"'{joint}' is commanded by position, so its position has to be observed")
+        return self
+
+
+class ContextSpec(_Model):
+    """The context that the policy reads, and how it is inferred.
+
+    Attributes:
+        kind: what its numbers mean; `delta_scale` is one factor on the change of each observation dimension.
+        dim: how many numbers.
+        nominal: the context of the original environment, `(dim,)`.
+        low: smallest context that the policy was trained on, `(dim,)`.
+        high: largest.
+        estimator: name of the estimator in deploy/context.py.
+        settings: its settings, where they differ from its defaults.
+    """
+
+    kind: Literal["delta_scale"]
+    dim: int = Field(gt=0)
+    nominal: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    estimator: str
+    settings: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _fits(self) -> ContextSpec:
+        for name in ("nominal", "low", "high"):
+            _require_length(name, getattr(self, name), self.dim, "dim")
+        if not all(low <= z <= high for low, z, high in zip(self.low, self.nominal, self.high, strict=True)):
+            raise ValueError("nominal has to lie between low and high")
+        return self
+
+
+class Provenance(_Model):
+    """Where the bundle comes from.
+
+    Attributes:
+        algorithm: what trained it.
+        config: the training run's settings.
+        dataset_sha256: hash of the log.
+        seed: of the training run.
+        commit: the code's commit, null where it is not known.
+        versions: of the packages that it was made with.
+    """
+
+    algorithm: str
+    config: dict[str, Any]
+    dataset_sha256: str
+    seed: int
+    commit: str | None = None
+    versions: dict[str, str] = {}
+
+
+class BundleSpec(_Model):
+    """What `bundle.json` says.
+
+    Attributes:
+        schema_version: `schema` in the file.
+        env: environment or robot that the policy was trained for.
+        robot: observations, action, control period and limits.
+        context: null where the policy reads none.
+        provenance: where it comes from.
+        files: SHA-256 of every other file of the folder, by name; `write_bundle` fills it.
+    """
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    env: str
+    robot: RobotDescription
+    context: ContextSpec | None = None
+    provenance: Provenance
+    files: dict[str, str] = {}
+
+    @field_validator("files")
+    @classmethod
+    def _plain_names(cls, files: dict[str, str]) -> dict[str, str]:
+        for name in files:
+            if not name or name in (".", "..", SPEC) or "/" in name or "\\" in name:
+                raise ValueError(f"'{name}' is no name of a file in a bundle")
+        return files
+
+    @model_validator(mode="after")
+    def _fits(self) -> BundleSpec:
+        if self.context is not None and self.context.dim != self.robot.obs_dim:
+            raise ValueError(
+                f"the context scales each of the {self.robot.obs_dim} observations, but its dim is {self.context.dim}"
+            )
+        return self
+
+    def to_json(self, **options: Any) -> str:
+        """Return the text of `bundle.json`; `options` are pydantic's."""
+        return json.dumps(self.model_dump(mode="json", by_alias=True, **options), indent=2, allow_nan=False) + "\n"
+
+
+def _require_length(name: str, values: tuple[float, ...], length: int, other: str) -> None:
+    if len(values) != length:
+        raise ValueError(f"{name} has {len(values)} numbers and {other} asks for {length}")

@@ -1,0 +1,176 @@
+"""`surefoot demo`: the whole job on HalfCheetah, one stage after another; each reads what the last one wrote."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+from pydantic import BaseModel, ConfigDict, Field
+from rich.console import Console
+
+from adapters.errors import UserError
+from adapters.files import read_json, write_json
+from adapters.progress import progress_bar
+from offline_train.export import export
+from offline_train.metrics import read_metrics
+from sim.report import Column, Section, figure, score_table, write_report
+from sim.validate import validate
+
+ALGORITHMS = ("mopo", "augwm")
+FULL_RUN = Path(__file__).resolve().parent.parent / "results" / "halfcheetah-mixed"
+
+
+class DemoConfig(BaseModel):
+    """Settings of the demo; configs/demo.yaml says what each means."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    output: Path
+    seeds: list[int] = Field(min_length=1)
+    updates: int = Field(ge=1)
+    ensemble_steps: int = Field(ge=1)
+    episodes: int = Field(ge=1)
+    suites: list[str] = Field(min_length=1)
+    processes: int = Field(ge=1)
+
+
+def demo(config: DemoConfig) -> Path:
+    """Run every stage; returns the report's path."""
+    start = time.monotonic()
+    runs = [(algorithm, seed) for seed in config.seeds for algorithm in ALGORITHMS]
+    for seed in config.seeds:
+        fit = {world_model_folder(config, seed): world_model_command(config, seed)}
+        train_all(config, f"world model, seed {seed}", fit, config.ensemble_steps)
+    policies = {run_folder(config, *run): policy_command(config, *run) for run in runs}
+    train_all(config, "MOPO and AugWM", policies, config.updates)
+    for algorithm, seed in runs:
+        export_once(config, algorithm, seed)
+        validate_once(config, algorithm, seed)
+    return report(config, time.monotonic() - start)
+
+
+def world_model_folder(config: DemoConfig, seed: int) -> Path:
+    """Where the world model of one seed lies."""
+    return config.output / f"world-model-{seed}"
+
+
+def run_folder(config: DemoConfig, algorithm: str, seed: int) -> Path:
+    """Where the training run of one policy lies."""
+    return config.output / f"{algorithm}-{seed}"
+
+
+def bundle_path(config: DemoConfig, algorithm: str, seed: int) -> Path:
+    """Where the bundle of one policy lies."""
+    return config.output / f"{algorithm}-{seed}.bundle"
+
+
+def world_model_command(config: DemoConfig, seed: int) -> list[str]:
+    """The command that fits a world model."""
+    return [
+        "train",
+        "algorithm=null",
+        f"seed={seed}",
+        f"ensemble.max_steps={config.ensemble_steps}",
+        f"output={world_model_folder(config, seed)}",
+        "threads=2",
+        "resume=true",
+    ]
+
+
+def policy_command(config: DemoConfig, algorithm: str, seed: int) -> list[str]:
+    """The command that trains a policy."""
+    return [
+        "train",
+        f"algorithm={algorithm}",
+        f"algorithm.updates={config.updates}",
+        f"seed={seed}",
+        f"ensemble.max_steps={config.ensemble_steps}",
+        f"world_model={world_model_folder(config, seed)}",
+        f"output={run_folder(config, algorithm, seed)}",
+        "resume=true",
+    ]
+
+
+def train_all(config: DemoConfig, title: str, work: dict[Path, list[str]], steps: int) -> None:
+    """Run training commands, `processes` at a time, under one progress bar.
+
+    Args:
+        config: settings.
+        title: what is trained.
+        work: the command of every run, by its folder.
+        steps: gradient steps of one run.
+
+    Raises:
+        UserError: one of them failed.
+    """
+    stop = threading.Event()
+    with progress_bar(title, steps * len(work)) as move, ThreadPoolExecutor(config.processes) as pool:
+        running = [pool.submit(run_command, folder, command, stop) for folder, command in work.items()]
+        try:
+            while wait(running, timeout=1.0, return_when=FIRST_EXCEPTION).not_done:
+                move(sum(steps_done(folder) for folder in work))
+                if any(run.done() and run.exception() for run in running):
+                    break
+        finally:
+            stop.set()
+        for run in running:
+            run.result()
+        move(steps * len(work))
+
+
+def steps_done(folder: Path) -> int:
+    """Gradient steps that a run has behind it, by its own log."""
+    return max((line["step"] for line in read_metrics(folder / "metrics.jsonl")), default=0)
+
+
+def run_command(folder: Path, command: list[str], stop: threading.Event) -> None:
+    """Run one command to its end, its output in `train.log` beside the run; end it early where `stop` is set.
+
+    Raises:
+        UserError: it failed; the message holds its last line.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "train.log").open("w") as log:
+        process = subprocess.Popen([sys.executable, "-m", "surefoot", *command], stdout=log, stderr=subprocess.STDOUT)
+        while process.poll() is None:
+            if stop.wait(0.5):
+                process.terminate()
+                process.wait()
+    if process.returncode:
+        lines = (folder / "train.log").read_text().strip().splitlines() or ["it printed nothing"]
+        raise UserError(f"'surefoot {' '.join(command)}' failed: {lines[-1]} (all of it: {folder / 'train.log'})")
+
+
+def export_once(config: DemoConfig, algorithm: str, seed: int) -> None:
+    """Export a run, unless its bundle is there."""
+    bundle = bundle_path(config, algorithm, seed)
+    if not bundle.is_dir():
+        export(run_folder(config, algorithm, seed), bundle)
+
+
+def validation_path(config: DemoConfig, algorithm: str, seed: int) -> Path:
+    """Where the validation report of one bundle lies."""
+    return config.output / "validation" / f"{algorithm}-{seed}.json"
+
+
+def validate_once(config: DemoConfig, algorithm: str, seed: int) -> None:
+    """Validate a bundle over the suites, unless the report is there and is of this bundle and these settings."""
+    bundle, path = bundle_path(config, algorithm, seed), validation_path(config, algorithm, seed)
+    if path.is_file():
+        before = read_json(path)
+        suites = {cell["suite"] for cell in before["cells"]}
+        if (before["bundle"], before["episodes"], suites) == (
+            Bundle.load(bundle).sha256,
+            config.episodes,
+            set(config.suites),
+        ):
+            return
+    with progress_bar(f"validate {algorithm}, seed {seed}", 1) as move:
+        write_json(path, validate(bundle, config.suites, config.episodes, threads=2, progress=move))

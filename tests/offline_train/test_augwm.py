@@ -1,0 +1,117 @@
+"""Dynamics amplitude scaling: z is drawn as the paper says and touches the change of state alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toy import Toy, toy_batch
+
+from offline_train.algorithms.augwm import AugWm, AugWmConfig, amplitude_scaling, draw_scaling
+from offline_train.algorithms.sac import SacConfig
+from offline_train.replay import Batch
+from sim.terminations import never
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_amplitude_scaling_by_hand() -> None:
+    # s = (1, 2), s' = (3, 1), z = (0.5, 2): s + z (s' - s) = (1 + 0.5 x 2, 2 + 2 x (-1)) = (2, 0).
+    batch = Batch(
+        torch.tensor([[1.0, 2.0]]),
+        torch.tensor([[0.3]]),
+        torch.tensor([4.0]),
+        torch.tensor([[3.0, 1.0]]),
+        torch.tensor([1.0]),
+    )
+    scaled = amplitude_scaling(batch, torch.tensor([[0.5, 2.0]]))
+    assert scaled.obs.tolist() == [[1.0, 2.0, 0.5, 2.0]]
+    assert scaled.next_obs.tolist() == [[2.0, 0.0, 0.5, 2.0]]
+
+
+@given(rows=st.integers(1, 40), seed=st.integers(0, 2**31), low=st.floats(0.1, 1.0), high=st.floats(1.0, 3.0))
+@settings(max_examples=50, deadline=None)
+def test_scaling_touches_nothing_else(rows: int, seed: int, low: float, high: float) -> None:
+    batch = toy_batch(rows, seed)._replace(terminal=(torch.arange(rows) % 2).float())
+    z = draw_scaling(rows, 2, low, high, 0.0, seeded(seed))
+    assert (z >= low - 1e-6).all() and (z <= high + 1e-6).all()
+    scaled = amplitude_scaling(batch, z)
+    for name in ("action", "reward", "terminal"):
+        assert torch.equal(getattr(scaled, name), getattr(batch, name))
+    assert torch.equal(scaled.obs[:, :2], batch.obs)
+    assert torch.equal(scaled.obs[:, 2:], z) and torch.equal(scaled.next_obs[:, 2:], z)
+    torch.testing.assert_close(
+        scaled.next_obs[:, :2] - batch.obs, z * (batch.next_obs - batch.obs), atol=1e-5, rtol=1e-4
+    )
+
+
+def test_ones_are_the_identity() -> None:
+    batch = toy_batch(50, 0)
+    scaled = amplitude_scaling(batch, torch.ones(50, 2))
+    torch.testing.assert_close(scaled.next_obs[:, :2], batch.next_obs)
+
+
+def test_z_is_uniform_and_independent_by_row_and_dimension() -> None:
+    z = draw_scaling(40_000, 2, 0.5, 1.5, 0.0, seeded())
+    # Uniform on a width of 1: mean 1, variance 1/12; the correlation of 40,000 pairs has a deviation of 1/200.
+    torch.testing.assert_close(z.mean(0), torch.ones(2), atol=0.01, rtol=0)
+    torch.testing.assert_close(z.var(0), torch.full((2,), 1 / 12), atol=0.002, rtol=0)
+    assert abs(float(torch.corrcoef(z.T)[0, 1])) < 5 / 200
+
+
+def test_nominal_share_is_ones() -> None:
+    z = draw_scaling(200, 2, 0.5, 1.5, 0.25, seeded())
+    assert (z[:50] == 1.0).all() and not (z[50:] == 1.0).any()
+
+
+def make(toy: Toy, **settings: float) -> AugWm:
+    config = AugWmConfig(
+        sac=SacConfig(hidden=[16, 16]), batch_size=64, rollout_starts=100, horizon=2, steps_per_epoch=5, **settings
+    )  # type: ignore[arg-type]
+    return AugWm(config, toy.packed, toy.model, never, seed=0)
+
+
+def test_rollouts_are_nominal_and_stored_as_the_model_gives_them(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = make(toy)
+    seen = []
+    explore = agent.sac.explore
+    monkeypatch.setattr(agent.sac, "explore", lambda obs: seen.append(obs) or explore(obs))
+    agent.train_epoch()
+    assert len(seen) == 2 and all((obs[:, 2:] == 1.0).all() for obs in seen)
+    assert agent.replay.model.shape[1] == toy.packed.shape[1]
+    stored = Batch.unpack(agent.replay.model[:100], 2, 2)
+    # The toy's changes of state are PUSH = 0.3 of an action at most; a scaled one would reach 0.45.
+    assert float((stored.next_obs - stored.obs).abs().max()) < 0.4
+
+
+def test_every_update_draws_afresh_for_real_and_model_rows(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = make(toy, real_fraction=0.5, nominal_fraction=0.25)
+    seen: list[Batch] = []
+    update = agent.sac.update
+    monkeypatch.setattr(agent.sac, "update", lambda batch: seen.append(batch) or update(batch))
+    agent.train_epoch()
+    z = torch.stack([batch.obs[:, 2:] for batch in seen])
+    assert z.shape == (5, 64, 2)
+    assert len(z.flatten(0, 1).unique(dim=0)) == 5 * 48 + 1
+    nominal = (z == 1.0).all(-1)
+    assert (nominal.sum(1) == 16).all()
+    # A batch holds its real rows first: both halves have a share of the nominal rows.
+    assert nominal[:, :32].any() and nominal[:, 32:].any()
+
+
+def test_policy_reads_the_context(toy: Toy) -> None:
+    agent = make(toy)
+    obs = torch.tensor([[0.5, -0.5]])
+    ones = torch.ones(1, 2)
+    torch.testing.assert_close(agent.act(obs, ones), agent.act_nominal(obs))
+    assert not torch.allclose(agent.act(obs, 0.5 * ones), agent.act_nominal(obs))
+    assert agent.context_dim == 2
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.1, 1.5), (0.5, 0.9)])
+def test_range_without_the_original_dynamics_is_refused(low: float, high: float) -> None:
+    with pytest.raises(ValueError, match="must enclose 1"):
+        AugWmConfig(z_low=low, z_high=high)

@@ -1,0 +1,98 @@
+"""Networks against plain torch."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import distributions
+from torch.nn import functional
+
+from offline_train.networks import LOG_STD_RANGE, Actor, Critics, EnsembleLinear, squashed_log_prob
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_ensemble_linear_is_one_linear_layer_a_member() -> None:
+    layer = EnsembleLinear(3, 4, 5, seeded())
+    inputs = torch.randn(3, 7, 4, generator=seeded(1))
+    output = layer(inputs)
+    for member in range(3):
+        expected = inputs[member] @ layer.weight[member] + layer.bias[member]
+        torch.testing.assert_close(output[member], expected)
+    torch.testing.assert_close(layer(inputs[[2, 0]], torch.tensor([2, 0])), output[[2, 0]])
+
+
+def test_weights_are_a_function_of_the_seed_and_bounded_by_the_fan_in() -> None:
+    first, second, other = (EnsembleLinear(2, 16, 8, seeded(s)) for s in (5, 5, 6))
+    assert torch.equal(first.weight, second.weight) and torch.equal(first.bias, second.bias)
+    assert not torch.equal(first.weight, other.weight)
+    # 1 / sqrt(16) = 0.25, and 256 uniform draws come close to it.
+    assert 0.2 < float(first.weight.detach().abs().max()) <= 0.25
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_critics_are_independent_networks(layer_norm: bool) -> None:
+    critics = Critics(3, 2, [8, 8], seeded(), layer_norm=layer_norm)
+    obs, action = torch.randn(6, 3, generator=seeded(1)), torch.randn(6, 2, generator=seeded(2))
+    values = critics(obs, action)
+    assert values.shape == (2, 6)
+    for member in range(2):
+        hidden = torch.cat([obs, action], -1)
+        for layer in critics.layers[:-1]:
+            hidden = hidden @ layer.weight[member] + layer.bias[member]
+            if layer_norm:
+                centred = hidden - hidden.mean(-1, keepdim=True)
+                hidden = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+            hidden = functional.relu(hidden)
+        last = critics.layers[-1]
+        torch.testing.assert_close(values[member], (hidden @ last.weight[member] + last.bias[member]).squeeze(-1))
+
+
+def test_squashed_log_prob_equals_torch_distributions() -> None:
+    mean, log_std, noise = 0.5 * torch.randn(3, 50, 3, generator=seeded(1), dtype=torch.float64)
+    pre_tanh = mean + log_std.exp() * noise
+    squashed = distributions.TransformedDistribution(
+        distributions.Independent(distributions.Normal(mean, log_std.exp()), 1),
+        [distributions.TanhTransform(cache_size=1)],
+    )
+    expected = squashed.log_prob(torch.tanh(pre_tanh))
+    torch.testing.assert_close(squashed_log_prob(pre_tanh, noise, log_std), expected)
+
+
+def test_squashed_log_prob_by_hand() -> None:
+    # u = 0, noise = 0, std = 1: log N(0) = -0.5 log(2 pi); 1 - tanh(0)^2 = 1, so nothing is subtracted.
+    zero = torch.zeros(1, 1)
+    assert float(squashed_log_prob(zero, zero, zero)) == pytest.approx(-0.5 * math.log(2 * math.pi), abs=1e-6)
+
+
+def test_squashed_log_prob_is_finite_where_tanh_saturates() -> None:
+    # At u = 40, 1 - tanh(u)^2 rounds to 0; the log density is log N(0; 0, 1) - 2 (log 2 - 40).
+    u, zero = torch.full((1, 1), 40.0), torch.zeros(1, 1)
+    expected = -0.5 * math.log(2 * math.pi) - 2 * (math.log(2) - 40.0)
+    assert float(squashed_log_prob(u, zero, zero)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_actor_samples_its_own_distribution() -> None:
+    actor = Actor(3, 2, [16], seeded())
+    obs = torch.randn(1, 3, generator=seeded(1)).expand(20_000, 3)
+    with torch.no_grad():
+        sample = actor.sample(obs, seeded(2))
+        mean, log_std = actor.distribution(obs)
+    assert sample.action.shape == (20_000, 2) and sample.log_prob.shape == (20_000,)
+    assert float(sample.action.abs().max()) < 1.0
+    # 20,000 draws: the standard error of the mean is std / 141.
+    pre_tanh = torch.atanh(sample.action.double())
+    torch.testing.assert_close(pre_tanh.mean(0), mean[0].double(), atol=0.03, rtol=0)
+    torch.testing.assert_close(pre_tanh.std(0), log_std[0].exp().double(), atol=0.03, rtol=0)
+
+
+def test_actor_is_deterministic_and_bounds_its_spread() -> None:
+    actor = Actor(3, 2, [16], seeded())
+    obs = 1e4 * torch.randn(64, 3, generator=seeded(1))
+    torch.testing.assert_close(actor(obs), torch.tanh(actor.distribution(obs)[0]), rtol=0, atol=0)
+    log_std = actor.distribution(obs)[1].detach()
+    assert float(log_std.min()) == LOG_STD_RANGE[0] and float(log_std.max()) == LOG_STD_RANGE[1]

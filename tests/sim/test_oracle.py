@@ -1,0 +1,72 @@
+"""The oracle against worlds whose scaling is known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sim.environments import make_environment
+from sim.oracle import OracleEstimator
+from sim.perturb import Perturbation, apply
+from sim.plant import BatchedPlant
+
+ENVIRONMENT = make_environment("halfcheetah")
+ACTIONS = np.random.default_rng(1).uniform(-1, 1, (3, 6))
+
+
+@pytest.fixture
+def plant() -> Iterator[BatchedPlant]:
+    """Three lanes: the original twice, and a heavy one."""
+    heavy = apply(ENVIRONMENT.model(), Perturbation(name="heavy", body_mass={"*": 1.5}))
+    with BatchedPlant(ENVIRONMENT, [ENVIRONMENT.model(), ENVIRONMENT.model(), heavy]) as plant:
+        start = ENVIRONMENT.initial_states(np.random.default_rng(0), 1)
+        plant.reset(states=np.repeat(start, 3, 0))
+        yield plant
+
+
+def _oracle(plant: BatchedPlant, share: np.ndarray | float, std: float) -> OracleEstimator:
+    """An oracle whose bundle predicts `share` of the change of the first lane, the original."""
+
+    def predict(obs: np.ndarray, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        change = (plant.peek(action) - plant.observe())[:1] * share
+        return np.repeat(change, 3, 0), np.full((3, 17), std)
+
+    context = SimpleNamespace(low=[0.5] * 17, high=[1.5] * 17, nominal=[1.0] * 17)
+    bundle: Any = SimpleNamespace(predict_change=predict, manifest=SimpleNamespace(context=context))
+    return OracleEstimator(plant, bundle)
+
+
+def test_original_is_nominal_and_a_wrong_prediction_is_its_inverse(plant: BatchedPlant) -> None:
+    same = np.repeat(ACTIONS[:1], 3, 0)
+    np.testing.assert_allclose(_oracle(plant, 1.0, 0.0).context(plant.observe(), same)[:2], 1.0)
+    # A prediction 1.25 times too large: true / predicted = 0.8.
+    np.testing.assert_allclose(_oracle(plant, 1.25, 0.0).context(plant.observe(), same)[:2], 0.8)
+
+
+def test_changed_world_is_true_change_over_predicted_within_the_range(plant: BatchedPlant) -> None:
+    same = np.repeat(ACTIONS[:1], 3, 0)
+    true = plant.peek(same) - plant.observe()
+    context = _oracle(plant, 1.0, 0.0).context(plant.observe(), same)
+    np.testing.assert_allclose(context[2], np.clip(true[2] / true[0], 0.5, 1.5))
+    assert (context[2] != 1.0).any()
+
+
+def test_range_is_kept_and_small_predictions_are_nominal(plant: BatchedPlant) -> None:
+    same = np.repeat(ACTIONS[:1], 3, 0)
+    assert (_oracle(plant, 0.1, 0.0).context(plant.observe(), same)[0] == 1.5).all()
+    assert (_oracle(plant, -1.0, 0.0).context(plant.observe(), same)[0] == 0.5).all()
+    assert (_oracle(plant, 2.0, 1e3).context(plant.observe(), same) == 1.0).all()
+    assert (_oracle(plant, 0.0, 0.0).context(plant.observe(), same) == 1.0).all()
+
+
+def test_looking_leaves_the_plant_alone_and_follows_a_swap(plant: BatchedPlant) -> None:
+    oracle, same = _oracle(plant, 1.0, 0.0), np.repeat(ACTIONS[:1], 3, 0)
+    before = plant.states
+    heavy = oracle.context(plant.observe(), same)[2]
+    np.testing.assert_array_equal(plant.states, before)
+    plant.replace_models({1: plant.models[2]})
+    np.testing.assert_array_equal(oracle.context(plant.observe(), same)[1], heavy)

@@ -1,0 +1,241 @@
+"""What a validation report says, and what validate refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from adapters.errors import UserError
+from deploy.bundle import Bundle
+from deploy.controller import Controller
+from sim.environments import make_environment
+from sim.perturb import load_suite
+from sim.rollout import run_episodes
+from sim.validate import CONTEXTS, interquartile_mean, steps_to_90_percent, table, validate
+
+
+def _ramp(length: int, at_step: int, duration: int, way: np.ndarray) -> np.ndarray:
+    """A context at 1 that moves by `way`, evenly, in `duration` steps from `at_step` on, and stays there."""
+    share = np.clip((np.arange(length) - at_step) / duration, 0, 1)
+    return 1.0 + share[:, None] * way
+
+
+def test_steps_to_90_percent_of_a_ramp() -> None:
+    # 90 % of a ramp of 35 steps is 31.5 steps: the 32nd is the first beyond.
+    assert steps_to_90_percent(_ramp(1000, 500, 35, np.array([0.3, -0.4])), 500) == 32
+
+
+def test_steps_to_90_percent_of_a_jump() -> None:
+    trace = np.ones((1000, 3))
+    trace[520:, 1] = 0.5
+    assert steps_to_90_percent(trace, 500) == 20
+
+
+def test_steps_to_90_percent_counts_the_distance_along_the_way_alone() -> None:
+    trace = _ramp(1000, 500, 35, np.array([0.4, 0.0]))
+    # A swing across the way, which comes back, changes nothing.
+    trace[505:510, 1] += 5.0
+    assert steps_to_90_percent(trace, 500) == 32
+
+
+def test_steps_to_90_percent_is_none_within_the_noise() -> None:
+    generator = np.random.default_rng(0)
+    assert steps_to_90_percent(np.ones((1000, 3)), 500) is None
+    assert steps_to_90_percent(1 + 0.1 * generator.standard_normal((1000, 3)), 500) is None
+    moved = _ramp(1000, 500, 35, np.array([1.0, 0.0, 0.0])) + 0.01 * generator.standard_normal((1000, 3))
+    assert steps_to_90_percent(moved, 500) == pytest.approx(32, abs=3)
+
+
+def test_steps_to_90_percent_near_either_end() -> None:
+    assert steps_to_90_percent(_ramp(60, 10, 10, np.array([0.5])), 10) is not None
+    assert steps_to_90_percent(_ramp(1000, 999, 1, np.array([0.5])), 999) is None
+
+
+def test_interquartile_mean_leaves_a_quarter_out_at_either_end() -> None:
+    # Sorted: -100 1 2 3 4 5 6 1000; two go at either end; (2 + 3 + 4 + 5) / 4 = 3.5.
+    assert interquartile_mean(np.array([3, 1000, 1, 2, -100, 4, 6, 5])) == 3.5
+    # Three values: 3 / 4 rounds down to none.
+    assert interquartile_mean(np.array([1.0, 2.0, 6.0])) == 3.0
+
+
+WORLDS = """
+- {name: original}
+- {name: heavy, body_mass: {"*": 1.5}}
+- {name: late, at_step: 30, actuator_gain: {bthigh: 0.0}}
+"""
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Path:
+    """Three worlds, one of which changes in the middle."""
+    path = tmp_path / "worlds.yaml"
+    path.write_text(WORLDS)
+    return path
+
+
+def _validate(bundle: Path, suite: Path, **changes: Any) -> dict[str, Any]:
+    """A short run."""
+    return validate(bundle, [suite], **({"episodes": 2, "steps": 60, "seed": 3} | changes))
+
+
+def test_report_is_the_contracts(make_bundle: Callable[..., Path], suite: Path) -> None:
+    bundle = make_bundle()
+    report = _validate(bundle, suite)
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    assert report["schema"] == 1
+    assert report["bundle"] == Bundle.load(bundle).sha256
+    assert (report["env"], report["episodes"], report["seeds"], report["steps"]) == ("halfcheetah", 2, [3], 60)
+    assert [(cell["name"], cell["context"]) for cell in report["cells"]] == [
+        (world, context) for context in CONTEXTS for world in ("original", "heavy", "late")
+    ]
+    for cell in report["cells"]:
+        assert len(cell["returns"]) == 2
+        assert cell["return_mean"] == pytest.approx(np.mean(cell["returns"]))
+        assert cell["return_std"] == pytest.approx(np.std(cell["returns"]))
+        assert (cell["length_mean"], cell["falls"]) == (60, 0)
+        assert ("return_after_change" in cell) == (cell["name"] == "late")
+        assert ("steps_to_90_percent" in cell) == (cell["name"] == "late" and cell["context"] == "inferred")
+    assert report["cells"][1]["perturbation"] == {"name": "heavy", "body_mass": {"*": 1.5}}
+    assert report["cells"][2]["perturbation"] == {"name": "late", "at_step": 30, "actuator_gain": {"bthigh": 0.0}}
+
+
+def test_summary_is_made_of_the_returns(make_bundle: Callable[..., Path], suite: Path) -> None:
+    report = _validate(make_bundle(), suite)
+    assert list(report["summary"]) == list(CONTEXTS)
+    for context, summary in report["summary"].items():
+        returns = np.concatenate([cell["returns"] for cell in report["cells"] if cell["context"] == context])
+        assert summary["return_mean"] == pytest.approx(returns.mean())
+        # Six returns: 6 / 4 rounds down to one left out at either end.
+        assert summary["return_iqm"] == pytest.approx(np.sort(returns)[1:-1].mean())
+        assert summary["suites"]["worlds"]["return_mean"] == summary["return_mean"]
+
+
+def test_contexts_differ_and_the_nominal_one_is_the_plain_controllers(
+    make_bundle: Callable[..., Path], suite: Path
+) -> None:
+    bundle = make_bundle()
+    report = _validate(bundle, suite)
+    heavy = {cell["context"]: cell["returns"] for cell in report["cells"] if cell["name"] == "heavy"}
+    assert len({tuple(returns) for returns in heavy.values()}) == 3
+    loaded = Bundle.load(bundle)
+    result = run_episodes(
+        make_environment("halfcheetah"),
+        load_suite(suite),
+        lambda plant: Controller(loaded, context="nominal", batch=(len(plant),)),
+        episodes=2,
+        seed=3,
+        steps=60,
+    )
+    assert heavy["nominal"] == result.returns[1].tolist()
+    late = next(cell for cell in report["cells"] if cell["name"] == "late")
+    assert late["return_after_change"] == pytest.approx(result.rewards[2, :, 30:].sum(-1).mean())
+
+
+def test_report_is_the_same_again_and_on_more_threads(make_bundle: Callable[..., Path], suite: Path) -> None:
+    bundle = make_bundle()
+    assert _validate(bundle, suite) == _validate(bundle, suite, threads=2)
+
+
+def test_bundle_without_context_has_nominal_alone(make_bundle: Callable[..., Path], suite: Path) -> None:
+    report = _validate(make_bundle(context=False), suite)
+    assert {cell["context"] for cell in report["cells"]} == {"nominal"}
+    assert list(report["summary"]) == ["nominal"]
+
+
+def test_several_suites_in_one_run(make_bundle: Callable[..., Path], suite: Path) -> None:
+    report = validate(make_bundle(), ["mass-damping", suite], episodes=1, steps=31, contexts=["nominal"])
+    assert len(report["cells"]) == 25 + 3
+    assert list(report["summary"]["nominal"]["suites"]) == ["mass-damping", "worlds"]
+
+
+def test_progress_covers_the_run(make_bundle: Callable[..., Path], suite: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    _validate(make_bundle(), suite, progress=lambda done, total: seen.append((done, total)))
+    # 3 worlds x 2 episodes x 60 steps x 3 contexts.
+    assert sum(done for done, _ in seen) == 1080
+    assert {total for _, total in seen} == {1080}
+
+
+def test_table_shows_score_as_return_over_the_yardstick(make_bundle: Callable[..., Path], suite: Path) -> None:
+    report = _validate(make_bundle(), suite)
+    report["cells"][1]["return_mean"] = 2450.0
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))
+    console.print(table(report))
+    text = console.export_text()
+    # HalfCheetah's yardstick is 4900: 2450 / 4900 = 0.50.
+    assert "2450 (0.50)" in text
+    assert all(word in text for word in ("original", "heavy", "late", *CONTEXTS, "worlds: interquartile mean"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"contexts": ["guessed"]}, "no context 'guessed'; choose from nominal, inferred, oracle"),
+        ({"contexts": []}, "contexts is empty"),
+        ({"episodes": 0}, "episodes=0"),
+        ({"steps": 30}, "'late': at_step 30 is past the episode's 30 steps"),
+        ({"threads": 0}, "threads=0"),
+    ],
+)
+def test_bad_settings_are_refused(
+    make_bundle: Callable[..., Path], suite: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        _validate(make_bundle(), suite, **changes)
+
+
+def test_bundle_that_does_not_fit_is_refused(make_bundle: Callable[..., Path], suite: Path) -> None:
+    with pytest.raises(UserError, match="observation size is 19, and that of halfcheetah is 17"):
+        _validate(make_bundle(context=False, spare_terms=2), suite)
+    with pytest.raises(UserError, match="no environment 'moonwalker'"):
+        _validate(make_bundle(env="moonwalker"), suite)
+    with pytest.raises(UserError, match="observation size is 17, and that of hopper is 11"):
+        _validate(make_bundle(env="hopper"), suite)
+    with pytest.raises(UserError, match="no suite 'nowhere'"):
+        validate(make_bundle(), ["nowhere"])
+
+
+def _surefoot(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a person does."""
+    command = [sys.executable, "-m", "surefoot", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+def test_command_writes_the_report_and_prints_the_table(
+    make_bundle: Callable[..., Path], suite: Path, tmp_path: Path
+) -> None:
+    bundle, place = make_bundle(), tmp_path / "here"
+    place.mkdir()
+    done = _surefoot(
+        "validate",
+        f"bundle={bundle}",
+        f"perturbations={suite}",
+        "episodes=2",
+        "steps=60",
+        "seed=3",
+        "threads=1",
+        "output=report",
+        cwd=place,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "heavy" in done.stdout
+    assert json.loads((place / "report" / "validation.json").read_text()) == _validate(bundle, suite)
+    assert [path.name for path in place.iterdir()] == ["report"]
+
+
+def test_command_answers_a_mistake_with_one_line_and_leaves_nothing(suite: Path, tmp_path: Path) -> None:
+    place = tmp_path / "here"
+    place.mkdir()
+    done = _surefoot("validate", "bundle=no.bundle", f"perturbations={suite}", cwd=place)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "no.bundle" in done.stderr
+    assert not list(place.iterdir())
