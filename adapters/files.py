@@ -43,7 +43,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.replace(draft, path)
     except OSError as error:
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else (error.strerror or str(error))
-        raise UserError(f"cannot write {path}: {reason}; nothing was left under that name that was not there.") from error
+        raise UserError(
+            f"cannot write {path}: {reason}; nothing was left under that name that was not there."
+        ) from error
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)

@@ -56,13 +56,13 @@ class Bundle:
 
     Attributes:
         path: the folder.
-        spec: what bundle.json says.
+        manifest: what bundle.json says.
         sha256: hash of bundle.json, which names the bundle, since bundle.json hashes all else.
     """
 
     def __init__(self, path: Path, spec: BundleSpec) -> None:
-        self.path, self.spec, self.sha256 = path, spec, sha256(path / SPEC)
-        obs_dim, act_dim = spec.robot.obs_dim, spec.robot.act_dim
+        self.path, self.manifest, self.sha256 = path, spec, sha256(path / SPEC)
+        obs_dim, act_dim = spec.obs_dim, spec.act_dim
         inputs = {"obs": obs_dim} if spec.context is None else {"obs": obs_dim, "context": spec.context.dim}
         self._policy = _session(path / POLICY, inputs, {"action": act_dim})
         self._dynamics = None
@@ -119,12 +119,12 @@ class Bundle:
 
     def validation(self) -> dict[str, Any] | None:
         """Return the report of the validation run, None where there was none."""
-        return read_json(self.path / VALIDATION) if VALIDATION in self.spec.files else None
+        return read_json(self.path / VALIDATION) if VALIDATION in self.manifest.files else None
 
     def _check_golden(self) -> None:
         """Compare this runtime with the golden rows."""
         golden = _read_golden(self.path / GOLDEN)
-        _check_golden_shapes(self.path / GOLDEN, golden, self.spec)
+        _check_golden_shapes(self.path / GOLDEN, golden, self.manifest)
         found = {"action": self.act(golden["obs"], golden.get("context"))}
         if self._dynamics is not None:
             found["delta"], found["std"] = self.predict_change(golden["obs"], golden["action"])

@@ -106,18 +106,18 @@ class ChangeDetector:
 
 @dataclasses.dataclass(frozen=True)
 class ScaleSettings:
-    """Settings of the `scale` and `affine` estimators.
+    """Settings of the `scale`, `affine` and `shared_scale` estimators.
 
     Attributes:
         forgetting: weight of the evidence a step later; 0.99 remembers about 100 steps.
         prior_std: how far from 1 a scaling is expected to lie before anything is seen.
-        max_residual: residual, in predicted standard deviations, beyond which the context is nominal.
+        min_explained: share of the squared residual at z = 1 that the fit must explain for its context to be used.
         change: change detection.
     """
 
     forgetting: float = 0.99
     prior_std: float = 0.25
-    max_residual: float = 100.0
+    min_explained: float = 0.2
     change: ChangeSettings = ChangeSettings()
 
 
@@ -131,7 +131,8 @@ class ScaleEstimator:
     where dx is the predicted and dy the observed change, s2 >= 1 is how much larger than predicted the residual is,
     and c is an offset in the affine form and 0 otherwise. A dimension that the scaling does not explain has a large
     s2, and its z stays near 1. The idea of fitting z to observations directly is the authors' (papers: Ball et al.
-    2021, future work); the affine form lets a constant external force go into c instead of z.
+    2021, future work); the affine form lets a constant external force go into c instead of z. In the shared form one
+    z is fitted for all dimensions together, which a hundred noisy steps determine far better than one each.
 
     Args:
         predict_change: the bundle's dynamics.
@@ -141,6 +142,7 @@ class ScaleEstimator:
         settings: settings.
         batch: leading shape.
         affine: whether to fit an offset.
+        shared: whether all dimensions share one scaling.
     """
 
     needs_action = False
@@ -155,9 +157,10 @@ class ScaleEstimator:
         batch: tuple[int, ...] = (),
         *,
         affine: bool = False,
+        shared: bool = False,
     ) -> None:
         self.predict_change, self.low, self.high, self.nominal = predict_change, low, high, nominal
-        self.settings, self.batch, self.affine = settings, batch, affine
+        self.settings, self.batch, self.affine, self.shared = settings, batch, affine, shared
         self.detector = ChangeDetector(settings.change, batch)
         self.reset()
 
@@ -169,6 +172,7 @@ class ScaleEstimator:
         self.scale = np.ones(shape)
         self.offset = np.zeros(shape)
         self.certainty = np.zeros(shape)
+        self.explained = np.zeros(self.batch)
         self.changed = np.zeros(self.batch, dtype=bool)
         self.detector.reset()
 
@@ -191,36 +195,50 @@ class ScaleEstimator:
         self._solve()
 
     def _solve(self) -> None:
-        """Turn the sums into scale, offset and certainty."""
+        """Turn the sums into scale, offset, certainty and the share of the residual that they explain."""
         w, x, y, xx, xy, yy = self.sums
         safe = np.maximum(w, 1e-12)
+        nominal_residual = yy - 2 * xy + xx
         if self.affine:
             xx, xy, yy = xx - x * x / safe, xy - x * y / safe, yy - y * y / safe
         steps = self._effective_steps()[..., None]
-        residual = np.maximum(yy - 2 * self.scale * xy + np.square(self.scale) * xx, 0.0) / steps
-        ridge = np.maximum(residual, 1.0) / self.settings.prior_std**2
-        self.certainty = xx / (xx + ridge)
-        self.scale = 1.0 + (xy - xx) / (xx + ridge)
+        noise = np.maximum(_residual(self.scale, xx, xy, yy) / steps, 1.0)
+        information, evidence = xx / noise, (xy - xx) / noise
+        if self.shared:
+            information, evidence = (v.sum(-1, keepdims=True) + 0 * v for v in (information, evidence))
+        precision = information + 1.0 / self.settings.prior_std**2
+        self.certainty = information / precision
+        self.scale = 1.0 + evidence / precision
         if self.affine:
             self.offset = (y - self.scale * x) / safe
+        left = _residual(self.scale, xx, xy, yy).sum(-1)
+        self.explained = 1.0 - left / np.maximum(nominal_residual.sum(-1), 1e-12)
 
     def _effective_steps(self) -> np.ndarray:
         """How many steps the discounted sums stand for, at most."""
         return np.minimum(np.maximum(self.detector.count, 1.0), 1.0 / max(1.0 - self.settings.forgetting, 1e-12))
 
     def context(self, obs: np.ndarray, action: np.ndarray | None = None) -> np.ndarray:
-        """Return the present scaling, nominal in lanes that are not to be trusted."""
+        """Return the present scaling, nominal in lanes where it is not to be trusted."""
         return np.where(self._trusted()[..., None], self.scale, self.nominal)
 
     def _trusted(self) -> np.ndarray:
-        # A scaling that the policy was never trained on is not passed on clipped: what it would do is anybody's guess.
+        """Whether the scaling explains what is observed, and is one that the policy was trained on.
+
+        A scaling beyond the range is not clipped and passed on: what the policy would do with it is anybody's guess.
+        """
         in_range = ((self.scale >= self.low) & (self.scale <= self.high)).all(-1)
-        return in_range & (np.sqrt(self.detector.fast) <= self.settings.max_residual)
+        return in_range & (self.explained >= self.settings.min_explained)
 
     def health(self) -> Health:
         """Return residual, confidence and whether a change was noticed."""
         confidence = np.where(self._trusted(), self.certainty.mean(-1), 0.0)
         return Health(np.sqrt(self.detector.fast), confidence, self.changed)
+
+
+def _residual(scale: np.ndarray, xx: np.ndarray, xy: np.ndarray, yy: np.ndarray) -> np.ndarray:
+    """Discounted sum of (dy - scale dx)^2, weighted, from the sums; rounding must not make it negative."""
+    return np.maximum(yy - 2 * scale * xy + np.square(scale) * xx, 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -358,7 +376,7 @@ def usable(valid: Any, *arrays: np.ndarray) -> np.ndarray:
     return finite if valid is None else finite & np.asarray(valid, dtype=bool)
 
 
-ESTIMATORS = ("linear_forward", "scale", "affine")
+ESTIMATORS = ("linear_forward", "scale", "affine", "shared_scale")
 
 
 def make_estimator(
@@ -381,9 +399,10 @@ def make_estimator(
     if name == "linear_forward":
         chosen = _settings(LinearForwardSettings, settings, name)
         return LinearForwardEstimator(predict_change, low, high, nominal, act_dim, chosen, batch)
-    if name in ("scale", "affine"):
+    if name in ESTIMATORS:
         chosen = _settings(ScaleSettings, settings, name)
-        return ScaleEstimator(predict_change, low, high, nominal, chosen, batch, affine=name == "affine")
+        form = {"affine": name == "affine", "shared": name == "shared_scale"}
+        return ScaleEstimator(predict_change, low, high, nominal, chosen, batch, **form)
     raise UserError(f"there is no context estimator '{name}'; choose one of {', '.join(ESTIMATORS)}.")
 
 
@@ -392,7 +411,9 @@ def _settings(kind: Any, given: Mapping[str, Any] | None, estimator: str) -> Any
     values = dict(given or {})
     known = {field.name for field in dataclasses.fields(kind)}
     if unknown := sorted(set(values) - known):
-        raise UserError(f"the estimator '{estimator}' has no setting '{unknown[0]}'; it has {', '.join(sorted(known))}.")
+        raise UserError(
+            f"the estimator '{estimator}' has no setting '{unknown[0]}'; it has {', '.join(sorted(known))}."
+        )
     if "change" in values and not isinstance(values["change"], ChangeSettings):
         values["change"] = _settings(ChangeSettings, values["change"], f"{estimator}.change")
     return kind(**values)

@@ -23,7 +23,7 @@ class ObservationTerm(_Model):
 
     Attributes:
         name: its name, unique in the robot.
-        source: what it measures; limits hold for joint positions, velocities and efforts, and for tilt.
+        source: what it measures; limits hold for the sources joint_position, joint_velocity, joint_effort and tilt.
         joints: the joint that it belongs to, none for a quantity of the whole robot.
         unit: SI unit of the value, after scaling.
         scale: factor from the sensor's reading to the value; the robot's driver applies it, before clipping.
@@ -232,6 +232,16 @@ class BundleSpec(_Model):
                 f"the context scales each of the {self.robot.obs_dim} observations, but its dim is {self.context.dim}"
             )
         return self
+
+    @property
+    def obs_dim(self) -> int:
+        """Size of an observation."""
+        return self.robot.obs_dim
+
+    @property
+    def act_dim(self) -> int:
+        """Size of a command."""
+        return self.robot.act_dim
 
     def to_json(self, **options: Any) -> str:
         """Return the text of `bundle.json`; `options` are pydantic's."""

@@ -10,20 +10,23 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 
+from adapters.command import command
 from adapters.errors import UserError
 from adapters.files import read_json, write_json
 from adapters.progress import progress_bar
+from deploy.bundle import Bundle
 from offline_train.export import export
 from offline_train.metrics import read_metrics
+from sim.perturb import load_suite
 from sim.report import Column, Section, figure, score_table, write_report
-from sim.validate import validate
+from sim.validate import CONTEXTS, validate
 
 ALGORITHMS = ("mopo", "augwm")
+STEPS = 1_000
 FULL_RUN = Path(__file__).resolve().parent.parent / "results" / "halfcheetah-mixed"
 
 
@@ -75,7 +78,7 @@ def world_model_command(config: DemoConfig, seed: int) -> list[str]:
     """The command that fits a world model."""
     return [
         "train",
-        "algorithm=null",
+        "algorithm=none",
         f"seed={seed}",
         f"ensemble.max_steps={config.ensemble_steps}",
         f"output={world_model_folder(config, seed)}",
@@ -172,5 +175,96 @@ def validate_once(config: DemoConfig, algorithm: str, seed: int) -> None:
             set(config.suites),
         ):
             return
-    with progress_bar(f"validate {algorithm}, seed {seed}", 1) as move:
-        write_json(path, validate(bundle, config.suites, config.episodes, threads=2, progress=move))
+    lanes = config.episodes * sum(len(load_suite(suite)) for suite in config.suites)
+    contexts = 1 if Bundle.load(bundle).manifest.context is None else len(CONTEXTS)
+    done = 0
+    with progress_bar(f"validate {algorithm}, seed {seed}", lanes * contexts * STEPS) as move:
+
+        def moved(more: int, _: int) -> None:
+            nonlocal done
+            done += more
+            move(done)
+
+        write_json(path, validate(bundle, config.suites, config.episodes, steps=STEPS, threads=2, progress=moved))
+
+
+def columns(folder: Path, seeds: list[int]) -> list[Column]:
+    """The report's columns from the validation reports under a folder."""
+    reports = {
+        algorithm: [read_json(folder / "validation" / f"{algorithm}-{seed}.json") for seed in seeds]
+        for algorithm in ALGORITHMS
+    }
+    return [
+        Column("MOPO", reports["mopo"], "nominal"),
+        Column("AugWM nominal", reports["augwm"], "nominal"),
+        Column("AugWM inferred", reports["augwm"], "inferred"),
+        Column("oracle", reports["augwm"], "oracle"),
+    ]
+
+
+def section(folder: Path, title: str) -> tuple[Section, dict[str, Any]]:
+    """One set of results as the report takes it, and what is known of how it was made."""
+    settings = DemoConfig.model_validate(read_json(folder / "demo.json")["config"])
+    made_of = columns(folder, settings.seeds)
+    yardstick = made_of[0].reports[0]["yardstick_return"]
+    seeds = f"{len(settings.seeds)} training seed{'s' if len(settings.seeds) > 1 else ''}"
+    about = f"{seeds}, {settings.updates:,} updates of each policy, {settings.episodes} episodes in every world"
+    models = [read_json(folder / "world-models" / f"{seed}.json") for seed in settings.seeds]
+    record = read_json(folder / "demo.json")
+    details = {
+        "world_models": models,
+        "provenance": {key: value for key, value in record.items() if key != "config"},
+        "commands": [
+            f"surefoot demo seeds={str(settings.seeds).replace(' ', '')} updates={settings.updates} "
+            f"ensemble_steps={settings.ensemble_steps} episodes={settings.episodes}"
+        ],
+    }
+    return Section(title, about, made_of, yardstick), details
+
+
+def report(config: DemoConfig, seconds: float) -> Path:
+    """Write the record, the figure and the page, and print the table; returns the page's path."""
+    record_once(config, seconds)
+    made = [section(config.output, "this run")]
+    if FULL_RUN.is_dir() and config.output.resolve() != FULL_RUN:
+        made.append(section(FULL_RUN, "full run"))
+    sections = [part for part, _ in made]
+    picture, page = config.output / "report.png", config.output / "report.html"
+    figure(picture, sections)
+    write_report(page, sections, picture, {part.title: details for part, details in made})
+    console = Console()
+    for part in sections:
+        console.print(score_table(part.columns, part.yardstick, title=f"{part.title}: {part.about}"))
+    return page
+
+
+def record_once(config: DemoConfig, seconds: float) -> None:
+    """Keep what the results are a function of, and the time that they took when they were made."""
+    for seed in config.seeds:
+        errors = read_json(world_model_folder(config, seed) / "world_model.json")
+        write_json(config.output / "world-models" / f"{seed}.json", errors)
+    path, settings = config.output / "demo.json", config.model_dump(mode="json", exclude={"output", "processes"})
+    if path.is_file() and read_json(path)["config"] == settings:
+        return
+    run = read_json(run_folder(config, ALGORITHMS[-1], config.seeds[0]) / "run.json")
+    write_json(
+        path,
+        {
+            "config": settings,
+            "wall time": f"{seconds / 60:.0f} minutes",
+            "data set": run["dataset"],
+            "commit": run["commit"],
+            "versions": run["versions"],
+            "algorithms": {
+                name: read_json(run_folder(config, name, config.seeds[0]) / "run.json")["config"]["algorithm"]
+                for name in ALGORITHMS
+            },
+        },
+    )
+
+
+@command("demo")
+def main(config: DictConfig) -> None:
+    """The command line's entry."""
+    page = demo(DemoConfig.model_validate(OmegaConf.to_container(config, resolve=True)))
+    print(f"open {page} in a browser; the figure alone is {page.with_suffix('.png')}")

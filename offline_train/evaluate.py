@@ -29,7 +29,7 @@ def model_return(algorithm: Mopo, holdout_obs: Tensor, seed: int) -> float:
     steps = rollout(
         algorithm.model,
         holdout_obs[chosen],
-        algorithm.act_nominal,
+        lambda obs, _: algorithm.act_nominal(obs),
         generator,
         horizon=MODEL_HORIZON,
         penalty=algorithm.config.penalty,

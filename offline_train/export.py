@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import shutil
-import tempfile
+import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,17 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from adapters.datasets import load_dataset
 from adapters.command import command
+from adapters.datasets import load_dataset
 from adapters.errors import UserError
 from adapters.files import read_json
-from deploy.bundle import BundleSpec, ContextSpec, Provenance, RobotDescription, write_bundle
+from deploy.bundle import BundleSpec, ContextSpec, Provenance, write_bundle
 from offline_train.algorithms.augwm import AugWmConfig
-from offline_train.algorithms.mopo import Mopo
+from offline_train.algorithms.mopo import MopoConfig
 from offline_train.algorithms.sac import Sac
 from offline_train.checkpoint import load_checkpoint
 from offline_train.models.ensemble import DynamicsEnsemble
-from offline_train.train import ALGORITHMS, Data, TrainConfig, load_world_model
+from offline_train.train import Data, TrainConfig, load_world_model, make_algorithm
 from sim.terminations import never
 
 PARITY_ROWS, GOLDEN_ROWS = 1_000, 64
@@ -75,19 +74,21 @@ def to_onnx(graph: nn.Module, inputs: dict[str, Tensor], outputs: list[str]) -> 
         outputs: output names.
     """
     batch = torch.export.Dim("batch")
-    program = torch.onnx.export(
-        graph.eval(),
-        tuple(inputs.values()),
-        dynamo=True,
-        input_names=[*inputs],
-        output_names=outputs,
-        dynamic_shapes=tuple({0: batch} for _ in inputs),
-        verbose=False,
-    )
+    # The exporter's own notices (missing torchvision, deprecations inside torch) are none that a person could act on.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            graph.eval(),
+            tuple(inputs.values()),
+            dynamo=True,
+            input_names=[*inputs],
+            output_names=outputs,
+            dynamic_shapes=tuple({0: batch} for _ in inputs),
+            verbose=False,
+        )
     assert program is not None
-    buffer = io.BytesIO()
-    program.save(buffer)
-    return buffer.getvalue()
+    return program.model_proto.SerializeToString()
 
 
 def check_parity(graph: nn.Module, onnx: bytes, inputs: dict[str, Tensor], name: str) -> float:
@@ -125,7 +126,9 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         if not (folder / "policy.safetensors").is_file():
-            raise UserError(f"{folder} holds no finished run (policy.safetensors is missing); finish it with resume=true.")
+            raise UserError(
+                f"{folder} holds no finished run (policy.safetensors is missing); finish it with resume=true."
+            )
         self.record: dict[str, Any] = read_json(folder / "run.json")
         free = {"output": folder, "resume": False, "threads": 1}
         every = {"checkpoint_every": 1, "evaluate_every": 1, "evaluation_episodes": 0}
@@ -134,9 +137,10 @@ class Run:
         dataset = load_dataset(source.path, env=source.env, control_dt=source.control_dt)
         self.data = Data(dataset, self.config.robot, self.config.ensemble.holdout_fraction, "cpu")
         self.model = load_world_model(folder, self.data).requires_grad_(False)
-        kind = ALGORITHMS[self.config.algorithm.name]
+        settings = self.config.algorithm
+        assert isinstance(settings, MopoConfig), "a run with a policy has an algorithm"
         empty = torch.zeros(1, 2 * self.model.obs_dim + self.model.act_dim + 2)
-        self.algorithm: Mopo = kind(self.config.algorithm, empty, self.model, never, self.config.seed)
+        self.algorithm = make_algorithm(settings, empty, self.model, never, self.config.seed, self.config.robot)
         self.algorithm.sac.load_state_dict(load_checkpoint(folder / "policy.safetensors"))
 
 
@@ -149,7 +153,7 @@ def export(folder: Path, output: Path) -> float:
     run = Run(folder)
     robot = run.config.robot
     low, high = list(robot.action.low), list(robot.action.high)
-    rows = np.random.default_rng(0).choice(len(run.data.dataset), PARITY_ROWS, replace=False)
+    rows = np.random.default_rng(0).integers(0, len(run.data.dataset), PARITY_ROWS)
     obs, action = (torch.from_numpy(v[rows]) for v in (run.data.dataset.observations, run.data.dataset.actions))
     context = context_spec(run)
     policy = PolicyGraph(run.algorithm.sac, low, high)
@@ -185,9 +189,9 @@ def context_spec(run: Run) -> ContextSpec | None:
     return ContextSpec(
         kind="delta_scale",
         dim=dim,
-        nominal=[1.0] * dim,
-        low=[config.z_low] * dim,
-        high=[config.z_high] * dim,
+        nominal=(1.0,) * dim,
+        low=(config.z_low,) * dim,
+        high=(config.z_high,) * dim,
         estimator=config.estimator,
         settings=config.estimator_settings,
     )
@@ -196,7 +200,7 @@ def context_spec(run: Run) -> ContextSpec | None:
 def provenance(run: Run) -> Provenance:
     """Where the bundle comes from."""
     return Provenance(
-        algorithm=run.config.algorithm.name,
+        algorithm=run.algorithm.config.name,
         config=run.record["config"],
         dataset_sha256=run.record["dataset"]["sha256"],
         seed=run.config.seed,
@@ -209,6 +213,8 @@ def provenance(run: Run) -> Provenance:
 def main(config: DictConfig) -> None:
     """The command line's entry."""
     folder = Path(config.run)
-    output = Path(config.output) if config.output else folder / f"{read_json(folder / 'run.json')['config']['algorithm']['name']}.bundle"
+    name = read_json(folder / "run.json")["config"]["algorithm"]["name"]
+    output = Path(config.output) if config.output else folder / f"{name}.bundle"
     worst = export(folder, output)
-    print(f"{output}: torch and onnxruntime agree to {worst:.1e} over {PARITY_ROWS:,} rows; next: surefoot validate bundle={output}")
+    print(f"{output}: torch and onnxruntime agree to {worst:.1e} over {PARITY_ROWS:,} rows")
+    print(f"next: surefoot validate bundle={output}")

@@ -84,11 +84,12 @@ class Actor(nn.Module):
     def __init__(self, obs_dim: int, act_dim: int, hidden: Sequence[int], generator: torch.Generator) -> None:
         super().__init__()
         sizes = [obs_dim, *hidden, 2 * act_dim]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
-        for layer in self.layers:
+        layers = [nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
+        for layer in layers:
             bound = 1.0 / math.sqrt(layer.in_features)
             nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
             nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+        self.layers = nn.ModuleList(layers)
 
     def distribution(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log standard deviation before squashing, each `(batch, act_dim)`."""

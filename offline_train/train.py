@@ -14,8 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from adapters.datasets import TransitionDataset, load_dataset
 from adapters.command import command
+from adapters.datasets import TransitionDataset, load_dataset
 from adapters.errors import UserError
 from adapters.files import read_json, write_json
 from adapters.progress import progress_bar
@@ -25,14 +25,12 @@ from offline_train.algorithms.mopo import Mopo, MopoConfig
 from offline_train.checkpoint import load_checkpoint, save_checkpoint
 from offline_train.evaluate import model_return, simulator_return
 from offline_train.metrics import MetricsLog
-from offline_train.models.ensemble import DynamicsEnsemble
+from offline_train.models.ensemble import DynamicsEnsemble, TerminationRule
 from offline_train.models.fit import EnsembleConfig, EnsembleTrainer, fit_data, holdout_error, set_normalisers
 from offline_train.models.rollout import HORIZONS, horizon_error
 from offline_train.replay import Batch
 from sim.environments import Environment, make_environment
 from sim.terminations import TERMINATIONS
-
-ALGORITHMS: dict[str, type[Mopo]] = {"mopo": Mopo, "augwm": AugWm}
 
 
 class DatasetConfig(BaseModel):
@@ -46,12 +44,20 @@ class DatasetConfig(BaseModel):
     control_dt: float | None = None
 
 
+class NoAlgorithm(BaseModel):
+    """Stands where an algorithm would when the world model alone is wanted."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Literal["none"]
+
+
 class TrainConfig(BaseModel):
     """Settings of a run; configs/train.yaml says what each means."""
 
     model_config = ConfigDict(extra="forbid")
 
-    algorithm: Annotated[MopoConfig | AugWmConfig, Field(discriminator="name")] | None = None
+    algorithm: Annotated[MopoConfig | AugWmConfig | NoAlgorithm, Field(discriminator="name")]
     dataset: DatasetConfig
     robot: RobotDescription
     output: Path
@@ -130,7 +136,8 @@ def train_world_model(config: TrainConfig, data: Data, folder: Path) -> Dynamics
     set_normalisers(model, train.obs, train.action, train.next_obs, train.reward)
     trainer = EnsembleTrainer(
         model,
-        *(fit_data(model, b.obs, b.action, b.next_obs, b.reward) for b in (train, holdout)),
+        fit_data(model, train.obs, train.action, train.next_obs, train.reward),
+        fit_data(model, holdout.obs, holdout.action, holdout.next_obs, holdout.reward),
         config.ensemble,
         torch.Generator(data.device).manual_seed(config.seed),
     )
@@ -200,6 +207,28 @@ def world_model_errors(model: DynamicsEnsemble, data: Data) -> dict[str, Any]:
     }
 
 
+def make_algorithm(
+    settings: MopoConfig,
+    real: Tensor,
+    model: DynamicsEnsemble,
+    terminated: TerminationRule,
+    seed: int,
+    robot: RobotDescription,
+) -> Mopo:
+    """The algorithm that the settings are of."""
+    if isinstance(settings, AugWmConfig):
+        groups = joint_groups(robot) if settings.tie_joints else range(model.obs_dim)
+        return AugWm(settings, real, model, terminated, seed, groups)
+    return Mopo(settings, real, model, terminated, seed)
+
+
+def joint_groups(robot: RobotDescription) -> list[int]:
+    """Number the observation's dimensions by the joint that they measure; a base coordinate counts as a joint."""
+    names = [term.joints[0] if term.joints else term.name.removesuffix("_velocity") for term in robot.observations]
+    order = list(dict.fromkeys(names))
+    return [order.index(name) for name in names]
+
+
 def train_policy(
     config: TrainConfig,
     settings: MopoConfig,
@@ -213,8 +242,8 @@ def train_policy(
     if config.resume and final.is_file():
         return
     real = data.packed(data.train)
-    kind = ALGORITHMS[settings.name]
-    algorithm = kind(settings, real, model, TERMINATIONS[environment.config.termination], config.seed)
+    rule = TERMINATIONS[environment.config.termination]
+    algorithm = make_algorithm(settings, real, model, rule, config.seed, config.robot)
     if config.resume and part.is_file():
         algorithm.load_state_dict(load_checkpoint(part))
     holdout = data.batch(data.holdout).obs
@@ -258,7 +287,7 @@ def run(config: TrainConfig) -> Path:
         model = load_world_model(config.world_model, data)
         for name in ("world_model.safetensors", "world_model.json"):
             shutil.copyfile(config.world_model / name, folder / name)
-    if config.algorithm is not None:
+    if not isinstance(config.algorithm, NoAlgorithm):
         train_policy(config, config.algorithm, data, model.requires_grad_(False), environment, folder)
     return folder
 

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import hydra
 import numpy as np
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from pydantic import BaseModel, ConfigDict, NonNegativeInt
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -97,12 +98,12 @@ def validate(
 
 def _environment_of(bundle: Bundle) -> Environment:
     """Return the environment that a bundle was trained for, or refuse a bundle that does not fit it."""
-    manifest = bundle.manifest
-    environment = make_environment(manifest.env)
+    robot = bundle.manifest.robot
+    environment = make_environment(bundle.manifest.env)
     for what, found, expected in (
-        ("observation size", manifest.obs_dim, environment.obs_dim),
-        ("action size", manifest.act_dim, environment.act_dim),
-        ("control period in s", manifest.robot.control_dt, environment.control_dt),
+        ("observation size", robot.obs_dim, environment.obs_dim),
+        ("action size", robot.act_dim, environment.act_dim),
+        ("control period in s", robot.control_dt, environment.control_dt),
     ):
         if not math.isclose(found, expected):
             raise UserError(
@@ -236,24 +237,40 @@ class RateColumn(ProgressColumn):
         return Text("" if speed is None else f"{speed:,.0f} steps/s")
 
 
+class Settings(BaseModel):
+    """configs/validate.yaml, where the settings are explained."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    bundle: Path
+    suite: str | list[str]
+    episodes: int
+    steps: int
+    seed: NonNegativeInt
+    threads: int
+    contexts: list[str]
+    output: Path
+
+
 @hydra.main(version_base=None, config_path="pkg://configs", config_name="validate")
 def main(config: DictConfig) -> None:
     """Validate a bundle, write validation.json and print the table."""
-    suites = [config.suite] if isinstance(config.suite, str) else list(config.suite)
+    settings = Settings.model_validate(OmegaConf.to_container(config, throw_on_missing=True))
     columns = TextColumn("validating"), BarColumn(), RateColumn(), TimeRemainingColumn(elapsed_when_finished=True)
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("validate", total=None)
+        # The bar shows once there is something to wait for, so that a mistake is answered by its one line alone.
+        task = bar.add_task("validate", total=None, visible=False)
         report = validate(
-            Path(config.bundle),
-            suites,
-            episodes=config.episodes,
-            seed=config.seed,
-            steps=config.steps,
-            contexts=list(config.contexts),
-            threads=config.threads,
-            progress=lambda done, total: bar.update(task, advance=done, total=total),
+            settings.bundle,
+            [settings.suite] if isinstance(settings.suite, str) else settings.suite,
+            episodes=settings.episodes,
+            seed=settings.seed,
+            steps=settings.steps,
+            contexts=settings.contexts,
+            threads=settings.threads,
+            progress=lambda done, total: bar.update(task, advance=done, total=total, visible=True),
         )
-    path = Path(config.output) / "validation.json"
+    path = settings.output / "validation.json"
     write_json(path, report)
     console = Console()
     console.print(table(report))

@@ -64,9 +64,7 @@ def _resolve(path: str) -> Path:
     try:
         return Path(str(importlib.resources.files(package).joinpath(rest)))
     except (ModuleNotFoundError, ValueError) as error:
-        raise UserError(
-            f"{path}: there is no package '{package}'; write {PACKAGE_PREFIX}PACKAGE/FILE."
-        ) from error
+        raise UserError(f"{path}: there is no package '{package}'; write {PACKAGE_PREFIX}PACKAGE/FILE.") from error
 
 
 def _reader(path: Path) -> Reader:

@@ -98,7 +98,7 @@ def _as_numbers(array: np.ndarray, name: str, file: str) -> np.ndarray:
         raise UserError(f"{file}: the field '{name}' holds {array.dtype} where float32 numbers are needed; convert it.")
     with np.errstate(over="ignore"):
         numbers = np.array(array, np.float32, order="C")
-    finite = np.isfinite(numbers).reshape(len(numbers), -1).all(axis=1)
+    finite = np.isfinite(numbers).all(axis=tuple(range(1, numbers.ndim)))
     if not finite.all():
         raise UserError(
             f"{file}: the field '{name}' is not finite in float32 at row {np.argmin(finite)}; repair that row or cut "

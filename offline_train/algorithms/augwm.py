@@ -3,14 +3,20 @@
 MOPO, with dynamics amplitude scaling (DAS) in the update batch: every transition, real or from the model, is seen as
 if the environment changed its state z times as much,
 
-    (s, a, r, s')  ->  ([s; z], a, r, [s + z (s' - s); z]),    z ~ Unif([z_low, z_high]^obs_dim),
+    (s, a, r, s')  ->  ([s; z], a, r, [s + z (s' - s); z]),
 
-elementwise, z drawn afresh for every transition and dimension. Actor and both critics read z; rollouts are made with
-z = 1 and stored as the model gives them.
+elementwise, z drawn afresh for every transition and dimension. Actor and both critics read z.
+
+As published (configs/algorithm/augwm-published.yaml) z ~ Unif([z_low, z_high]^obs_dim), and rollouts are made with
+z = 1. Then the critics are asked about scaled next states that no rollout visits, and the actor at z other than 1 proposes
+actions that the model is never asked about. Three options close that gap: `scaled_rollouts` makes a share of the
+rollouts under a drawn z, `tie_joints` draws one z for a joint's position and velocity, which change together on a real
+robot, and `nested` draws are dense around z = 1, where most robots are. What each gives: results/README.md.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -18,18 +24,22 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from offline_train.algorithms.mopo import Mopo, MopoConfig
+from offline_train.models.ensemble import DynamicsEnsemble, TerminationRule
 from offline_train.replay import Batch
+
+Draw = Literal["uniform", "nested"]
 
 
 class AugWmConfig(MopoConfig):
     """Settings of AugWM beyond MOPO's."""
 
     name: Literal["augwm"] = "augwm"  # type: ignore[assignment]
-    z_low: float = Field(0.5, gt=0, description="smallest scaling of the change of state")
-    z_high: float = Field(1.5, gt=0, description="largest scaling")
-    nominal_fraction: float = Field(0.0, ge=0, le=1, description="share of a batch that is left as it is, z = 1")
-
-    estimator: str = Field("scale", description="context estimator that the bundle carries (deploy/context.py)")
+    z_low: float = Field(default=0.5, gt=0, description="smallest scaling of the change of state")
+    z_high: float = Field(default=1.5, gt=0, description="largest scaling")
+    tie_joints: bool = Field(default=False, description="whether a joint's position and velocity share one z")
+    draw: Draw = Field(default="uniform", description="uniform, or nested: each row in a random share of the range")
+    scaled_rollouts: float = Field(default=0.0, ge=0, le=1, description="share of the rollouts made under a drawn z")
+    estimator: str = Field(default="shared_scale", description="context estimator that the bundle carries")
     estimator_settings: dict[str, Any] = Field(default_factory=dict, description="its settings")
 
     @model_validator(mode="after")
@@ -39,13 +49,18 @@ class AugWmConfig(MopoConfig):
         return self
 
 
-def draw_scaling(
-    rows: int, obs_dim: int, low: float, high: float, nominal_fraction: float, generator: torch.Generator
-) -> Tensor:
-    """Draw z `(rows, obs_dim)`, uniform in [low, high] per row and dimension; the first rows' share is ones."""
-    z = torch.rand(rows, obs_dim, generator=generator, device=generator.device) * (high - low) + low
-    z[: round(rows * nominal_fraction)] = 1.0
-    return z
+def draw_scaling(rows: int, groups: Tensor, low: float, high: float, draw: Draw, generator: torch.Generator) -> Tensor:
+    """Draw z `(rows, obs_dim)`, afresh for every row and group of dimensions.
+
+    `groups` `(obs_dim,)` numbers each dimension's group, from 0; the dimensions of one group share their z.
+    `uniform` is Unif([low, high]); `nested` is Unif([1 - w (1 - low), 1 + w (high - 1)]) with a width w ~ Unif([0, 1])
+    of each row's own.
+    """
+    device = generator.device
+    z = torch.rand(rows, int(groups.max()) + 1, generator=generator, device=device) * (high - low) + low
+    if draw == "nested":
+        z = 1.0 + torch.rand(rows, 1, generator=generator, device=device) * (z - 1.0)
+    return z[:, groups]
 
 
 def amplitude_scaling(batch: Batch, z: Tensor) -> Batch:
@@ -58,9 +73,30 @@ def amplitude_scaling(batch: Batch, z: Tensor) -> Batch:
 
 
 class AugWm(Mopo):
-    """MOPO whose learner sees scaled transitions and their scaling."""
+    """MOPO whose learner sees scaled transitions and their scaling.
+
+    Args:
+        config: settings.
+        real: packed real transitions.
+        model: the fitted world model.
+        terminated: the environment's rule on next observations.
+        seed: of everything that is random here.
+        groups: `(obs_dim,)`, which dimensions share their z (see `draw_scaling`).
+    """
 
     config: AugWmConfig
+
+    def __init__(
+        self,
+        config: AugWmConfig,
+        real: Tensor,
+        model: DynamicsEnsemble,
+        terminated: TerminationRule,
+        seed: int,
+        groups: Sequence[int],
+    ) -> None:
+        super().__init__(config, real, model, terminated, seed)
+        self.groups = torch.tensor(groups, device=real.device)
 
     @property
     def context_dim(self) -> int:
@@ -72,13 +108,19 @@ class AugWm(Mopo):
         spread = max((self.config.z_high - self.config.z_low) / 12**0.5, 1e-3)
         return torch.cat([mean, torch.ones_like(mean)]), torch.cat([std, torch.full_like(std, spread)])
 
-    def _policy_input(self, obs: Tensor) -> Tensor:
-        return torch.cat([obs, torch.ones_like(obs)], -1)
+    def _draw(self, rows: int) -> Tensor:
+        config = self.config
+        return draw_scaling(rows, self.groups, config.z_low, config.z_high, config.draw, self.generator)
+
+    def _rollout_scaling(self, rows: int) -> Tensor | None:
+        share = self.config.scaled_rollouts
+        if share == 0.0:
+            return None
+        scaled = torch.rand(rows, 1, generator=self.generator, device=self.generator.device) < share
+        return torch.where(scaled, self._draw(rows), 1.0)
+
+    def _policy_input(self, obs: Tensor, scaling: Tensor | None) -> Tensor:
+        return torch.cat([obs, torch.ones_like(obs) if scaling is None else scaling], -1)
 
     def _learning_batch(self, batch: Batch) -> Batch:
-        config = self.config
-        z = draw_scaling(
-            len(batch.obs), self.obs_dim, config.z_low, config.z_high, config.nominal_fraction, self.generator
-        )
-        # A batch holds its real rows first, so the nominal share is spread over both kinds by a permutation.
-        return amplitude_scaling(batch, z[torch.randperm(len(z), generator=self.generator, device=z.device)])
+        return amplitude_scaling(batch, self._draw(len(batch.obs)))

@@ -11,11 +11,12 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
 from offline_train.algorithms.sac import Sac, SacConfig
 from offline_train.models.ensemble import DynamicsEnsemble, TerminationRule
+from offline_train.models.penalties import PENALTIES
 from offline_train.models.rollout import rollout
 from offline_train.replay import Batch, ModelReplay, draw
 
@@ -26,16 +27,23 @@ class MopoConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: Literal["mopo"] = "mopo"
-    updates: int = Field(40_000, ge=1, description="gradient steps in all")
-    steps_per_epoch: int = Field(1_000, ge=1, description="gradient steps between two generations of rollouts")
-    batch_size: int = Field(256, ge=2, description="transitions a gradient step")
-    real_fraction: float = Field(0.05, ge=0, le=1, description="share of a batch that is real")
-    horizon: int = Field(5, ge=1, description="steps of a model rollout")
-    rollout_starts: int = Field(10_000, ge=1, description="real states that rollouts branch from, every epoch")
-    retain_epochs: int = Field(5, ge=1, description="epochs of rollouts kept")
-    penalty: str = Field("max_aleatoric", description="uncertainty penalty by name")
-    penalty_weight: float = Field(1.0, ge=0, description="lambda")
-    sac: SacConfig = Field(default_factory=SacConfig)
+    updates: int = Field(default=40_000, ge=1, description="gradient steps in all")
+    steps_per_epoch: int = Field(default=1_000, ge=1, description="gradient steps between two generations of rollouts")
+    batch_size: int = Field(default=256, ge=2, description="transitions a gradient step")
+    real_fraction: float = Field(default=0.05, ge=0, le=1, description="share of a batch that is real")
+    horizon: int = Field(default=5, ge=1, description="steps of a model rollout")
+    rollout_starts: int = Field(default=10_000, ge=1, description="real states that rollouts branch from, every epoch")
+    retain_epochs: int = Field(default=5, ge=1, description="epochs of rollouts kept")
+    penalty: str = Field(default="max_aleatoric", description="uncertainty penalty by name")
+    penalty_weight: float = Field(default=1.0, ge=0, description="lambda")
+    sac: SacConfig = SacConfig()
+
+    @field_validator("penalty")
+    @classmethod
+    def _known_penalty(cls, name: str) -> str:
+        if name not in PENALTIES:
+            raise ValueError(f"there is no such penalty; choose one of {', '.join(PENALTIES)}")
+        return name
 
 
 class Mopo:
@@ -74,8 +82,12 @@ class Mopo:
         """Mean and standard deviation of what the policy reads."""
         return self.model.input_mean[: self.obs_dim], self.model.input_std[: self.obs_dim]
 
-    def _policy_input(self, obs: Tensor) -> Tensor:
-        """What the policy reads in a model rollout at observations `(batch, obs_dim)`."""
+    def _rollout_scaling(self, rows: int) -> Tensor | None:
+        """How the model's change of state is scaled in each of `rows` rollouts; None leaves it as it is."""
+        return None
+
+    def _policy_input(self, obs: Tensor, scaling: Tensor | None) -> Tensor:
+        """What the policy reads in a model rollout at observations `(batch, obs_dim)` under a scaling."""
         return obs
 
     def _learning_batch(self, batch: Batch) -> Batch:
@@ -90,12 +102,13 @@ class Mopo:
         for transitions in rollout(
             self.model,
             starts[:, : self.obs_dim],
-            lambda obs: self.sac.explore(self._policy_input(obs)),
+            lambda obs, scaling: self.sac.explore(self._policy_input(obs, scaling)),
             self.generator,
             horizon=config.horizon,
             penalty=config.penalty,
             penalty_weight=config.penalty_weight,
             terminated=self.terminated,
+            scaling=self._rollout_scaling(config.rollout_starts),
         ):
             self.replay.add(transitions)
             rewards.append(transitions.reward.mean())
@@ -116,7 +129,7 @@ class Mopo:
     @torch.no_grad()
     def act_nominal(self, obs: Tensor) -> Tensor:
         """The deterministic action for the original dynamics."""
-        return self.sac(self._policy_input(obs))
+        return self.sac(self._policy_input(obs, None))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs to go on bit-equal."""

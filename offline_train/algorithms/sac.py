@@ -11,7 +11,6 @@ from collections.abc import Iterator
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
-from torch.nn import functional
 
 from offline_train.networks import Actor, Critics
 from offline_train.replay import Batch
@@ -22,18 +21,20 @@ class SacConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    hidden: list[int] = Field([256, 256], description="width of each hidden layer of actor and critics")
-    learning_rate: float = Field(3e-4, gt=0, description="Adam's step size for actor, critics and temperature")
-    discount: float = Field(0.99, ge=0, lt=1, description="gamma, the weight of the next step's value")
-    target_rate: float = Field(5e-3, gt=0, le=1, description="tau, how far target critics move at every update")
-    target_entropy: float = Field(-3.0, description="entropy that the temperature is tuned to, in nats (MOPO: -3)")
-    critic_layer_norm: bool = Field(False, description="normalise the critics' hidden layers")
+    hidden: list[int] = Field(default=[256, 256], description="width of each hidden layer of actor and critics")
+    learning_rate: float = Field(default=3e-4, gt=0, description="Adam's step size for actor, critics and temperature")
+    discount: float = Field(default=0.99, ge=0, lt=1, description="gamma, the weight of the next step's value")
+    target_rate: float = Field(default=5e-3, gt=0, le=1, description="tau, how far target critics move at every update")
+    target_entropy: float = Field(
+        default=-3.0, description="entropy that the temperature is tuned to, in nats (MOPO: -3)"
+    )
+    critic_layer_norm: bool = Field(default=False, description="normalise the critics' hidden layers")
 
 
 def critic_target(
     reward: Tensor, terminal: Tensor, next_values: Tensor, next_log_prob: Tensor, alpha: Tensor, discount: float
 ) -> Tensor:
-    """y = r + gamma (1 - d) ( min_i Q_i(s', a') - alpha log pi(a'|s') ), equation 3 of the paper.
+    """Y = r + gamma (1 - d) ( min_i Q_i(s', a') - alpha log pi(a'|s') ), equation 3 of the paper.
 
     Args:
         reward: `(batch,)`.
@@ -86,9 +87,7 @@ class Sac(nn.Module):
         self.register_buffer("obs_std", obs_std.clone())
         input_dim = len(obs_mean)
         self.actor = Actor(input_dim, act_dim, config.hidden, generator)
-        self.critics = Critics(
-            input_dim, act_dim, config.hidden, generator, layer_norm=config.critic_layer_norm
-        )
+        self.critics = Critics(input_dim, act_dim, config.hidden, generator, layer_norm=config.critic_layer_norm)
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
         self.log_alpha = nn.Parameter(torch.zeros(()))
         # One fused Adam for all three: each loss fills the gradients of its own parameters only.
@@ -150,6 +149,4 @@ class Sac(nn.Module):
 
     @torch.no_grad()
     def _move_targets(self) -> None:
-        torch._foreach_lerp_(
-            [*self.target_critics.parameters()], [*self.critics.parameters()], self.config.target_rate
-        )
+        torch._foreach_lerp_([*self.target_critics.parameters()], [*self.critics.parameters()], self.config.target_rate)

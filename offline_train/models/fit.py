@@ -21,15 +21,17 @@ class EnsembleConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    members: int = Field(7, ge=1, description="networks trained")
-    elites: int = Field(5, ge=1, description="networks, best on held-out episodes, that rollouts draw from")
-    hidden: list[int] = Field([200, 200, 200, 200], description="width of each hidden layer")
-    learning_rate: float = Field(1e-3, gt=0, description="Adam's step size, decayed to a tenth along a cosine")
-    batch_size: int = Field(256, ge=1, description="transitions per member and step")
-    max_steps: int = Field(20_000, ge=1, description="gradient steps at most")
-    steps_per_epoch: int = Field(1_000, ge=1, description="gradient steps between two looks at the held-out error")
-    patience: int = Field(5, ge=1, description="epochs without a gain of 1 % in any member before stopping")
-    holdout_fraction: float = Field(0.05, gt=0, lt=1, description="share of the episodes held out")
+    members: int = Field(default=7, ge=1, description="networks trained")
+    elites: int = Field(default=5, ge=1, description="networks, best on held-out episodes, that rollouts draw from")
+    hidden: list[int] = Field(default=[200, 200, 200, 200], description="width of each hidden layer")
+    learning_rate: float = Field(default=1e-3, gt=0, description="Adam's step size, decayed to a tenth along a cosine")
+    batch_size: int = Field(default=256, ge=1, description="transitions per member and step")
+    max_steps: int = Field(default=20_000, ge=1, description="gradient steps at most")
+    steps_per_epoch: int = Field(
+        default=1_000, ge=1, description="gradient steps between two looks at the held-out error"
+    )
+    patience: int = Field(default=5, ge=1, description="epochs without a gain of 1 % in any member before stopping")
+    holdout_fraction: float = Field(default=0.05, gt=0, lt=1, description="share of the episodes held out")
 
 
 class FitData(NamedTuple):
@@ -126,7 +128,8 @@ class EnsembleTrainer:
         index = self.bootstrap.gather(1, column).flatten()
         inputs = self.train.inputs.index_select(0, index).view(members, self.config.batch_size, -1)
         targets = self.train.targets.index_select(0, index).view(members, self.config.batch_size, -1)
-        loss = gaussian_nll(*self.model(inputs), targets) + bound_loss(self.model)
+        mean, log_variance = self.model(inputs)
+        loss = gaussian_nll(mean, log_variance, targets) + bound_loss(self.model)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()

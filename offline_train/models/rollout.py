@@ -16,7 +16,8 @@ CHUNK = 1_000
 # Steps at which the drift of the model from held-out episodes is looked at.
 HORIZONS = (1, 5, 20, 50)
 
-Policy = Callable[[Tensor], Tensor]
+Policy = Callable[[Tensor, Tensor | None], Tensor]
+"""Observations `(batch, obs_dim)` and the rows' scaling `(batch, obs_dim)` or None to actions `(batch, act_dim)`."""
 
 
 @torch.no_grad()
@@ -30,29 +31,40 @@ def rollout(
     penalty: str,
     penalty_weight: float,
     terminated: TerminationRule,
+    scaling: Tensor | None = None,
 ) -> Iterator[Batch]:
     """Branch short rollouts from real states (MOPO, Yu et al. 2020, algorithm 2).
 
     Args:
         model: the world model.
         start: first observations `(rows, obs_dim)`.
-        policy: `(batch, obs_dim) -> (batch, act_dim)`.
+        policy: chooses the actions.
         generator: draws elites and noise.
         horizon: steps of each rollout.
         penalty: name of the uncertainty penalty.
         penalty_weight: lambda in `reward - lambda * penalty`.
         terminated: the environment's rule; a rollout that terminates goes no further.
+        scaling: z `(rows, obs_dim)`; where given, every step of a row changes the state z times as much as the model
+            says, so that the rollout visits what such dynamics lead to.
 
     Yields:
-        The transitions of one step of one chunk, with the penalised reward.
+        The transitions of one step of one chunk, with the penalised reward and the model's own, unscaled next state.
     """
-    for obs in start.split(CHUNK):
+    scalings = [None] * -(-len(start) // CHUNK) if scaling is None else scaling.split(CHUNK)
+    for obs, z in zip(start.split(CHUNK), scalings, strict=True):
         for _ in range(horizon):
-            action = policy(obs)
+            action = policy(obs, z)
             step = model.step(obs, action, generator, penalty=penalty, terminated=terminated)
             reward = step.reward - penalty_weight * step.penalty
-            yield Batch(obs, action, reward, step.next_obs, step.terminal)
-            obs = step.next_obs[step.terminal == 0]
+            batch = Batch(obs, action, reward, step.next_obs, step.terminal)
+            yield batch
+            alive = step.terminal == 0
+            visited = step.next_obs
+            if z is not None:
+                visited = torch.lerp(batch.obs, step.next_obs, z)
+                alive &= ~terminated(visited)
+                z = z[alive]
+            obs = visited[alive]
             if not len(obs):
                 break
 

@@ -22,8 +22,13 @@ STD = 0.01
 DRIFT = np.array([[-0.4, 0.1, 0.0], [0.0, -0.3, 0.1], [0.1, 0.0, -0.5]])
 PUSH = np.array([[0.5, 0.1, 0.3], [-0.2, 0.6, 0.3]])
 SCALING = np.array([0.85, 1.1, 1.2])
+# The true scalings that each estimator is shown: `shared_scale` is for changes that all dimensions share.
+SCALINGS = dict.fromkeys(ESTIMATORS, SCALING) | {"shared_scale": np.full(OBS_DIM, 1.2)}
+AFTER = dict.fromkeys(ESTIMATORS, np.array([1.15, 0.8, 0.85])) | {"shared_scale": np.full(OBS_DIM, 0.8)}
+# Those that fit a scaling to what is observed, and know how much of it they explain.
+FITTED = [name for name in ESTIMATORS if name != "linear_forward"]
 # How far a single step's context may stray: linear_forward divides by predicted changes as small as their noise.
-JITTER = {"linear_forward": 0.08, "scale": 0.02, "affine": 0.02}
+JITTER = dict.fromkeys(ESTIMATORS, 0.02) | {"linear_forward": 0.08}
 
 
 def predict_change(obs: np.ndarray, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -86,8 +91,8 @@ def drive(
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_converges_to_the_true_scaling(name: str) -> None:
     estimator = make(name)
-    episode = drive(estimator, lambda _: SCALING, steps=400)
-    np.testing.assert_allclose(episode.context[-50:].mean(0), SCALING, atol=0.02)
+    episode = drive(estimator, lambda _: SCALINGS[name], steps=400)
+    np.testing.assert_allclose(episode.context[-50:].mean(0), SCALINGS[name], atol=0.02)
     health = estimator.health()
     assert health.confidence > 0.9
     # The residual of a model with the right noise is one predicted standard deviation.
@@ -106,11 +111,11 @@ def test_unchanged_dynamics_stay_nominal(name: str) -> None:
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_starts_nominal_and_reset_forgets(name: str) -> None:
     estimator = make(name)
-    before = drive(estimator, lambda _: SCALING, steps=300)
+    before = drive(estimator, lambda _: SCALINGS[name], steps=300)
     np.testing.assert_array_equal(before.context[0], NOMINAL)
     estimator.reset()
     assert estimator.health().confidence == 0.0
-    after = drive(estimator, lambda _: SCALING, steps=300)
+    after = drive(estimator, lambda _: SCALINGS[name], steps=300)
     np.testing.assert_array_equal(before.context, after.context)
 
 
@@ -132,14 +137,14 @@ def test_non_finite_input_gives_nominal_context(name: str, field: str, bad: floa
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_one_bad_row_is_skipped(name: str) -> None:
     estimator = make(name)
-    drive(estimator, lambda _: SCALING, steps=300)
+    drive(estimator, lambda _: SCALINGS[name], steps=300)
     obs, action = np.full(OBS_DIM, 0.3), np.full(ACT_DIM, 0.5)
     before = estimator.health()
     with np.errstate(invalid="ignore"):
         estimator.update(obs, action, np.full(OBS_DIM, np.nan))
     after = estimator.health()
     assert (before.residual, before.confidence) == (after.residual, after.confidence)
-    np.testing.assert_allclose(estimator.context(obs, action), SCALING, atol=0.03)
+    np.testing.assert_allclose(estimator.context(obs, action), SCALINGS[name], atol=0.03)
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
@@ -151,11 +156,11 @@ def test_no_excitation_gives_nominal_context(name: str) -> None:
         np.testing.assert_array_equal(estimator.context(still, none), NOMINAL)
 
 
-@pytest.mark.parametrize("name", ["scale", "affine"])
+@pytest.mark.parametrize("name", FITTED)
 def test_evidence_fades_where_the_robot_stands_still(name: str) -> None:
     # At forgetting 0.99 the evidence of 300 moving steps is worth 0.99^2000 = 2e-9 of itself after 2,000 still ones.
     estimator = make(name)
-    drive(estimator, lambda _: SCALING, steps=300)
+    drive(estimator, lambda _: SCALINGS[name], steps=300)
     still, none = np.zeros(OBS_DIM), np.zeros(ACT_DIM)
     for _ in range(2_000):
         estimator.update(still, none, still)
@@ -166,7 +171,7 @@ def test_evidence_fades_where_the_robot_stands_still(name: str) -> None:
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_invalid_lanes_are_left_alone(name: str) -> None:
     estimator = make(name, batch=(2,))
-    drive(estimator, lambda _: SCALING, steps=200, batch=(2,))
+    drive(estimator, lambda _: SCALINGS[name], steps=200, batch=(2,))
     obs, action = np.full((2, OBS_DIM), 0.3), np.full((2, ACT_DIM), 0.5)
     states = [_arrays(estimator, lane) for lane in (0, 1)]
     estimator.update(obs, action, obs + 0.7, valid=np.array([False, True]))
@@ -214,16 +219,16 @@ def test_batch_equals_singles(name: str) -> None:
 
 CHANGE_AT = 500
 # linear_forward learns a whole matrix anew where the others learn a number, and smooths over some ten steps on top.
-ARRIVES_WITHIN = {"linear_forward": 100, "scale": 50, "affine": 50}
-AFTER = np.array([1.15, 0.8, 0.85])
+ARRIVES_WITHIN = dict.fromkeys(ESTIMATORS, 50) | {"linear_forward": 100}
 
 
 def steps_to_move(name: str, **change: float) -> tuple[float, np.ndarray]:
     """Steps after a sudden change until the context has gone 90 % of its way (infinite: not in 300 steps)."""
     estimator = make(name, **({"change": change} if change else {}))
-    episode = drive(estimator, lambda step: SCALING if step < CHANGE_AT else AFTER, steps=CHANGE_AT + 300)
-    way = AFTER - SCALING
-    moved = ((episode.context[CHANGE_AT:] - SCALING) * way).sum(-1) / np.square(way).sum()
+    before, after = SCALINGS[name], AFTER[name]
+    episode = drive(estimator, lambda step: before if step < CHANGE_AT else after, steps=CHANGE_AT + 300)
+    way = after - before
+    moved = ((episode.context[CHANGE_AT:] - before) * way).sum(-1) / np.square(way).sum()
     arrived = np.flatnonzero(moved >= 0.9)
     return (float(arrived[0]) if len(arrived) else np.inf), episode.changed
 
@@ -247,7 +252,7 @@ def test_sudden_change_is_noticed_and_followed(name: str) -> None:
 )
 def test_context_stays_in_range_whatever_comes(name: str, rows: np.ndarray, seed: int) -> None:
     estimator = make(name, **({"warm_up": 5} if name == "linear_forward" else {}))
-    drive(estimator, lambda _: SCALING, steps=20, seed=seed)
+    drive(estimator, lambda _: SCALINGS[name], steps=20, seed=seed)
     with np.errstate(all="ignore"):
         for row in rows:
             obs, action, next_obs = np.split(row, [OBS_DIM, OBS_DIM + ACT_DIM])
@@ -260,9 +265,9 @@ def test_context_stays_in_range_whatever_comes(name: str, rows: np.ndarray, seed
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_memory_does_not_grow(name: str) -> None:
     estimator = make(name)
-    drive(estimator, lambda _: SCALING, steps=5)
+    drive(estimator, lambda _: SCALINGS[name], steps=5)
     before = _memory(estimator)
-    drive(estimator, lambda _: SCALING, steps=500)
+    drive(estimator, lambda _: SCALINGS[name], steps=500)
     assert _memory(estimator) == before
 
 
@@ -279,12 +284,31 @@ def _memory(holder: Any) -> int:
     return total
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
-def test_residual_beyond_reason_gives_nominal_context(name: str) -> None:
-    # A residual of half a predicted standard deviation passes; the limit is set below it, so nothing is trusted.
-    estimator = make(name, max_residual=0.1)
+def test_residual_beyond_reason_gives_nominal_context() -> None:
+    # A good model's residual is one predicted standard deviation; the limit is set below it, so nothing is trusted.
+    estimator = make("linear_forward", max_residual=0.1)
     episode = drive(estimator, lambda _: SCALING, steps=300)
-    np.testing.assert_array_equal(episode.context[10:], np.broadcast_to(NOMINAL, (290, OBS_DIM)))
+    np.testing.assert_array_equal(episode.context, np.broadcast_to(NOMINAL, (300, OBS_DIM)))
+    assert estimator.health().confidence == 0.0
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_change_that_no_scaling_explains_gives_nominal_context(name: str) -> None:
+    # What is observed is the prediction and noise ten times as large: at z = 1 as good as at any other z.
+    generator = np.random.default_rng(0)
+    predicted = 0.02 * generator.standard_normal((300, OBS_DIM))
+    observed = predicted + 0.2 * generator.standard_normal(predicted.shape)
+    estimator = make(name, predict=given_change)
+    np.testing.assert_array_equal(feed(estimator, predicted, observed), NOMINAL)
+    assert estimator.health().confidence == 0.0
+    assert estimator.health().residual > 10.0
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_scaling_beyond_the_trained_range_gives_nominal_context(name: str) -> None:
+    estimator = make(name)
+    episode = drive(estimator, lambda _: 1.8 * NOMINAL, steps=300)
+    np.testing.assert_array_equal(episode.context[50:], np.broadcast_to(NOMINAL, (250, OBS_DIM)))
     assert estimator.health().confidence == 0.0
 
 
@@ -303,7 +327,9 @@ def test_scale_is_weighted_least_squares() -> None:
     predicted = 0.02 * generator.standard_normal((60, OBS_DIM))
     observed = SCALING * predicted + 0.3 * STD * generator.standard_normal(predicted.shape)
     prior_std = 0.2
-    found = feed(make("scale", predict=given_change, forgetting=1.0, prior_std=prior_std), predicted, observed)
+    found = feed(
+        make("scale", predict=given_change, forgetting=1.0, prior_std=prior_std, min_explained=0.0), predicted, observed
+    )
     for d in range(OBS_DIM):
         design = np.append(predicted[:, d] / STD, 1 / prior_std)[:, None]
         target = np.append(observed[:, d] / STD, 1 / prior_std)
@@ -316,12 +342,25 @@ def test_affine_is_weighted_least_squares_with_an_offset() -> None:
     generator = np.random.default_rng(1)
     predicted = 0.02 * (1.0 + generator.standard_normal((60, OBS_DIM)))
     observed = SCALING * predicted + 0.004 + 0.3 * STD * generator.standard_normal(predicted.shape)
-    found = feed(make("affine", predict=given_change, forgetting=1.0, prior_std=0.2), predicted, observed)
+    found = feed(
+        make("affine", predict=given_change, forgetting=1.0, prior_std=0.2, min_explained=0.0), predicted, observed
+    )
     for d in range(OBS_DIM):
         design = np.column_stack([np.append(predicted[:, d] / STD, 1 / 0.2), np.append(np.full(60, 1 / STD), 0.0)])
         target = np.append(observed[:, d] / STD, 1 / 0.2)
         expected = np.linalg.lstsq(design, target, rcond=None)[0][0]
         assert found[d] == pytest.approx(expected, rel=1e-6)
+
+
+def test_shared_scale_is_weighted_least_squares_over_all_dimensions() -> None:
+    generator = np.random.default_rng(3)
+    predicted = 0.02 * generator.standard_normal((60, OBS_DIM))
+    observed = 1.2 * predicted + 0.3 * STD * generator.standard_normal(predicted.shape)
+    estimator = make("shared_scale", predict=given_change, forgetting=1.0, prior_std=0.2, min_explained=0.0)
+    design = np.append(predicted.ravel() / STD, 1 / 0.2)[:, None]
+    target = np.append(observed.ravel() / STD, 1 / 0.2)
+    expected = np.linalg.lstsq(design, target, rcond=None)[0][0]
+    np.testing.assert_allclose(feed(estimator, predicted, observed), expected * NOMINAL, rtol=1e-9)
 
 
 def test_constant_force_goes_into_the_offset() -> None:

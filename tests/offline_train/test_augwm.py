@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import Toy, toy_batch
 
-from offline_train.algorithms.augwm import AugWm, AugWmConfig, amplitude_scaling, draw_scaling
+from offline_train.algorithms.augwm import AugWm, AugWmConfig, Draw, amplitude_scaling, draw_scaling
 from offline_train.algorithms.sac import SacConfig
 from offline_train.replay import Batch
 from sim.terminations import never
@@ -32,11 +35,17 @@ def test_amplitude_scaling_by_hand() -> None:
     assert scaled.next_obs.tolist() == [[2.0, 0.0, 0.5, 2.0]]
 
 
-@given(rows=st.integers(1, 40), seed=st.integers(0, 2**31), low=st.floats(0.1, 1.0), high=st.floats(1.0, 3.0))
+@given(
+    rows=st.integers(1, 40),
+    seed=st.integers(0, 2**31),
+    low=st.floats(0.1, 1.0),
+    high=st.floats(1.0, 3.0),
+    draw=st.sampled_from(["uniform", "nested"]),
+)
 @settings(max_examples=50, deadline=None)
-def test_scaling_touches_nothing_else(rows: int, seed: int, low: float, high: float) -> None:
+def test_scaling_touches_nothing_else(rows: int, seed: int, low: float, high: float, draw: Draw) -> None:
     batch = toy_batch(rows, seed)._replace(terminal=(torch.arange(rows) % 2).float())
-    z = draw_scaling(rows, 2, low, high, 0.0, seeded(seed))
+    z = draw_scaling(rows, 2, low, high, draw, seeded(seed))
     assert (z >= low - 1e-6).all() and (z <= high + 1e-6).all()
     scaled = amplitude_scaling(batch, z)
     for name in ("action", "reward", "terminal"):
@@ -55,22 +64,30 @@ def test_ones_are_the_identity() -> None:
 
 
 def test_z_is_uniform_and_independent_by_row_and_dimension() -> None:
-    z = draw_scaling(40_000, 2, 0.5, 1.5, 0.0, seeded())
+    z = draw_scaling(40_000, 2, 0.5, 1.5, "uniform", seeded())
     # Uniform on a width of 1: mean 1, variance 1/12; the correlation of 40,000 pairs has a deviation of 1/200.
     torch.testing.assert_close(z.mean(0), torch.ones(2), atol=0.01, rtol=0)
     torch.testing.assert_close(z.var(0), torch.full((2,), 1 / 12), atol=0.002, rtol=0)
     assert abs(float(torch.corrcoef(z.T)[0, 1])) < 5 / 200
 
 
-def test_nominal_share_is_ones() -> None:
-    z = draw_scaling(200, 2, 0.5, 1.5, 0.25, seeded())
-    assert (z[:50] == 1.0).all() and not (z[50:] == 1.0).any()
+def test_nested_draws_are_dense_around_one() -> None:
+    z = draw_scaling(40_000, 2, 0.5, 1.5, "nested", seeded())
+    # w ~ U(0, 1), u ~ U(-1/2, 1/2): E[(w u)^2] = 1/3 x 1/12 = 1/36; P(|w u| < 1/4) = 1/2 (1 + log 2) = 0.847.
+    torch.testing.assert_close(z.mean(0), torch.ones(2), atol=0.005, rtol=0)
+    torch.testing.assert_close(z.var(0), torch.full((2,), 1 / 36), atol=0.001, rtol=0)
+    near = float(((z - 1.0).abs() < 0.25).float().mean())
+    assert near == pytest.approx(0.5 * (1 + math.log(2)), abs=0.01)
+    # The width is a row's own: large deviations come together, though their signs do not.
+    deviation = (z - 1.0).abs()
+    assert float(torch.corrcoef(deviation.T)[0, 1]) > 0.2
+    assert abs(float(torch.corrcoef(z.T)[0, 1])) < 5 / 200
 
 
-def make(toy: Toy, **settings: float) -> AugWm:
+def make(toy: Toy, **settings: Any) -> AugWm:
     config = AugWmConfig(
         sac=SacConfig(hidden=[16, 16]), batch_size=64, rollout_starts=100, horizon=2, steps_per_epoch=5, **settings
-    )  # type: ignore[arg-type]
+    )
     return AugWm(config, toy.packed, toy.model, never, seed=0)
 
 
@@ -87,19 +104,30 @@ def test_rollouts_are_nominal_and_stored_as_the_model_gives_them(toy: Toy, monke
     assert float((stored.next_obs - stored.obs).abs().max()) < 0.4
 
 
+def test_a_share_of_the_rollouts_is_scaled(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = make(toy, scaled_rollouts=0.3, rollout_starts=2_000)
+    seen = []
+    explore = agent.sac.explore
+    monkeypatch.setattr(agent.sac, "explore", lambda obs: seen.append(obs) or explore(obs))
+    agent.train_epoch()
+    # Two chunks of two steps; a row's scaling lasts.
+    assert len(seen) == 4
+    assert torch.equal(seen[0][:, 2:], seen[1][:, 2:]) and torch.equal(seen[2][:, 2:], seen[3][:, 2:])
+    scaled = (torch.cat([seen[0], seen[2]])[:, 2:] != 1.0).all(-1).float()
+    # 2,000 rows: the share has a standard deviation of 0.01.
+    assert float(scaled.mean()) == pytest.approx(0.3, abs=0.05)
+
+
 def test_every_update_draws_afresh_for_real_and_model_rows(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
-    agent = make(toy, real_fraction=0.5, nominal_fraction=0.25)
+    agent = make(toy, real_fraction=0.5)
     seen: list[Batch] = []
     update = agent.sac.update
     monkeypatch.setattr(agent.sac, "update", lambda batch: seen.append(batch) or update(batch))
     agent.train_epoch()
     z = torch.stack([batch.obs[:, 2:] for batch in seen])
     assert z.shape == (5, 64, 2)
-    assert len(z.flatten(0, 1).unique(dim=0)) == 5 * 48 + 1
-    nominal = (z == 1.0).all(-1)
-    assert (nominal.sum(1) == 16).all()
-    # A batch holds its real rows first: both halves have a share of the nominal rows.
-    assert nominal[:, :32].any() and nominal[:, 32:].any()
+    assert len(z.flatten().unique()) > 0.99 * z.numel()
+    assert float(z.min()) < 0.6 and float(z.max()) > 1.4
 
 
 def test_policy_reads_the_context(toy: Toy) -> None:

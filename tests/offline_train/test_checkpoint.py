@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from adapters.errors import UserError
-from offline_train import checkpoint
 from offline_train.checkpoint import load_checkpoint, save_checkpoint, state_equal
 
 STATE: dict[str, Any] = {
@@ -49,18 +50,10 @@ def test_round_trip(tmp_path: Path) -> None:
 
 
 @given(tree=st.dictionaries(st.text("abc", max_size=2), TREES, max_size=4))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_tree_round_trips(tmp_path: Path, tree: dict[str, Any]) -> None:
     save_checkpoint(tmp_path / "state", tree)
     assert state_equal(tree, load_checkpoint(tmp_path / "state"))
-
-
-def test_tensors_that_share_memory_are_kept_apart(tmp_path: Path) -> None:
-    base = torch.arange(4.0)
-    save_checkpoint(tmp_path / "state", {"whole": base, "part": base[1:3], "again": base})
-    loaded = load_checkpoint(tmp_path / "state")
-    assert loaded["whole"].tolist() == loaded["again"].tolist() == [0.0, 1.0, 2.0, 3.0]
-    assert loaded["part"].tolist() == [1.0, 2.0]
 
 
 @pytest.mark.parametrize(
@@ -79,7 +72,7 @@ def test_states_that_differ_are_not_equal(first: dict[str, Any], second: dict[st
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is no checkpoint .*gone"):
+    with pytest.raises(UserError, match=r"there is no checkpoint .*gone"):
         load_checkpoint(tmp_path / "gone")
 
 
@@ -90,7 +83,7 @@ def test_truncated_file(tmp_path: Path, keep: float) -> None:
     whole = path.read_bytes()
     cut = {0.5: len(whole) // 2, -1: len(whole) - 1}.get(keep, int(keep))
     path.write_bytes(whole[:cut])
-    with pytest.raises(UserError, match="policy.safetensors is not a whole checkpoint"):
+    with pytest.raises(UserError, match=r"policy.safetensors is not a whole checkpoint"):
         load_checkpoint(path)
 
 
@@ -103,8 +96,6 @@ def test_not_a_checkpoint(tmp_path: Path, content: bytes) -> None:
 
 
 def test_safetensors_of_another_program(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
     save_file({"weight": torch.ones(2)}, tmp_path / "other")
     with pytest.raises(UserError, match="not a whole checkpoint"):
         load_checkpoint(tmp_path / "other")
@@ -113,32 +104,35 @@ def test_safetensors_of_another_program(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "other")
 
 
-@pytest.mark.parametrize("where", ["save", "sync"])
-def test_full_disk_keeps_the_old_file_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
-) -> None:
+@pytest.fixture
+def old(tmp_path: Path) -> Iterator[Path]:
+    """A checkpoint that has to survive the failure of the next one."""
     path = tmp_path / "policy.safetensors"
-    save_checkpoint(path, {"updates": 1, "weight": torch.ones(3)})
+    save_checkpoint(path, {"updates": 1})
     before = path.read_bytes()
-
-    def full_save(tensors: Any, draft: Path, metadata: Any) -> None:
-        draft.write_bytes(b"half of a check")
-        raise SafetensorError("I/O error: No space left on device (os error 28)")
-
-    def full_sync(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    if where == "save":
-        monkeypatch.setattr(checkpoint, "save_file", full_save)
-    else:
-        monkeypatch.setattr(os, "fsync", full_sync)
-    with pytest.raises(UserError, match=r"cannot write .*policy.safetensors: .*(disk is full|No space left)") as caught:
-        save_checkpoint(path, {"updates": 2, "weight": torch.zeros(3)})
-    assert "\n" not in str(caught.value)
+    yield path
     assert path.read_bytes() == before
     assert [*tmp_path.iterdir()] == [path]
-    monkeypatch.undo()
-    assert load_checkpoint(path)["updates"] == 1
+
+
+def test_full_disk(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"cannot write .*policy.safetensors: the disk is full"):
+        save_checkpoint(old, {"updates": 2})
+
+
+def test_file_larger_than_the_system_takes(old: Path) -> None:
+    # The limit makes the writer itself fail in the middle of the file, as a full disk does.
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*policy.safetensors: .*[Tt]oo large"):
+            save_checkpoint(old, {"weight": torch.zeros(1_000_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_place_that_cannot_be_written(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from offline_train.replay import Batch
 from sim.terminations import never
 
 
-def walk(obs: Tensor) -> Tensor:
-    """A deterministic policy towards the origin."""
+def walk(obs: Tensor, scaling: Tensor | None = None) -> Tensor:
+    """A deterministic policy towards the origin, whatever the scaling."""
     return -obs.clamp(-1.0, 1.0)
 
 
@@ -30,6 +30,7 @@ def roll(
     horizon: int = 3,
     weight: float = 0.0,
     rule: TerminationRule = never,
+    scaling: Tensor | None = None,
     seed: int = 0,
 ) -> Iterator[Batch]:
     return rollout(
@@ -41,6 +42,7 @@ def roll(
         penalty="max_aleatoric",
         penalty_weight=weight,
         terminated=rule,
+        scaling=scaling,
     )
 
 
@@ -110,6 +112,55 @@ def test_chunks_are_one_batch_where_the_model_is_deterministic(toy: Toy, monkeyp
         steps = [*roll(model, starts(64), horizon=3)]
         ends.append(torch.cat([step.next_obs for step in steps[2::3]]))
     torch.testing.assert_close(ends[0], ends[1], atol=1e-6, rtol=1e-5)
+
+
+def test_scaled_rollouts_visit_scaled_states_and_give_the_model_s_own(toy: Toy) -> None:
+    z = torch.tensor([0.5, 2.0]).expand(10, 2)
+    steps = [*roll(toy.model, starts(10), scaling=z)]
+    for before, after in itertools.pairwise(steps):
+        torch.testing.assert_close(after.obs, before.obs + z * (before.next_obs - before.obs))
+    plain = next(roll(toy.model, starts(10)))
+    assert torch.equal(steps[0].next_obs, plain.next_obs) and torch.equal(steps[0].reward, plain.reward)
+
+
+def test_each_row_keeps_its_own_scaling_where_others_end_and_across_chunks(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollout_module, "CHUNK", 50)
+    z = 0.5 + torch.rand(100, 2, generator=torch.Generator().manual_seed(3))
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def policy(obs: Tensor, scaling: Tensor | None) -> Tensor:
+        assert scaling is not None
+        seen.append((obs, scaling))
+        return walk(obs)
+
+    def outside(obs: Tensor) -> Tensor:
+        return obs[:, 0] > 0.3
+
+    generator = torch.Generator().manual_seed(0)
+    steps = [
+        *rollout(
+            toy.model,
+            starts(100),
+            policy,
+            generator,
+            horizon=2,
+            penalty="max_aleatoric",
+            penalty_weight=0.0,
+            terminated=outside,
+            scaling=z,
+        )
+    ]
+    for chunk, rows in ((0, z[:50]), (2, z[50:])):
+        assert torch.equal(seen[chunk][1], rows)
+        first = steps[chunk]
+        visited = first.obs + rows * (first.next_obs - first.obs)
+        # A row goes on where neither the model's next state nor the scaled one ends the episode.
+        alive = ~outside(first.next_obs) & ~outside(visited)
+        assert 0 < int(alive.sum()) < 50
+        assert torch.equal(seen[chunk + 1][1], rows[alive])
+        torch.testing.assert_close(seen[chunk + 1][0], visited[alive])
 
 
 def test_horizon_error_of_the_true_model_is_small_and_of_a_wrong_one_grows(toy: Toy) -> None:

@@ -118,13 +118,13 @@ def _spec(size: int, context: bool, env: str) -> BundleSpec:
         robot=RobotDescription(
             name="tiny",
             control_dt=DT,
-            observations=[ObservationTerm(name=name, source="test", unit="1") for name in names],
+            observations=tuple(ObservationTerm(name=name, source="other", unit="1") for name in names),
             action=ActionSpec(
-                law="effort", joints=list(ENVIRONMENT.action_names), low=[-1.0] * ACT, high=[1.0] * ACT, unit="1"
+                law="effort", joints=ENVIRONMENT.action_names, low=(-1.0,) * ACT, high=(1.0,) * ACT, unit="1"
             ),
         ),
         context=ContextSpec(
-            kind="das", dim=OBS, nominal=[1.0] * OBS, low=[0.5] * OBS, high=[1.5] * OBS, estimator="scale"
+            kind="delta_scale", dim=OBS, nominal=(1.0,) * OBS, low=(0.5,) * OBS, high=(1.5,) * OBS, estimator="scale"
         )
         if context
         else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -167,7 +168,7 @@ def test_progress_covers_the_run(make_bundle: Callable[..., Path], suite: Path) 
 def test_table_shows_score_as_return_over_the_yardstick(make_bundle: Callable[..., Path], suite: Path) -> None:
     report = _validate(make_bundle(), suite)
     report["cells"][1]["return_mean"] = 2450.0
-    console = Console(width=120, record=True, file=open("/dev/null", "w"))
+    console = Console(width=120, record=True, file=io.StringIO())
     console.print(table(report))
     text = console.export_text()
     # HalfCheetah's yardstick is 4900: 2450 / 4900 = 0.50.
@@ -231,11 +232,24 @@ def test_command_writes_the_report_and_prints_the_table(
     assert [path.name for path in place.iterdir()] == ["report"]
 
 
-def test_command_answers_a_mistake_with_one_line_and_leaves_nothing(suite: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        (["bundle=no.bundle"], "no.bundle"),
+        ([], "bundle"),
+        (["bundle=no.bundle", "episodes=ten"], "episodes"),
+        (["bundle=no.bundle", "episode=10"], "episode"),
+    ],
+    ids=["no such bundle", "no bundle given", "not a number", "unknown setting"],
+)
+def test_command_answers_a_mistake_without_a_traceback_and_leaves_nothing(
+    changes: list[str], word: str, suite: Path, tmp_path: Path
+) -> None:
     place = tmp_path / "here"
     place.mkdir()
-    done = _surefoot("validate", "bundle=no.bundle", f"perturbations={suite}", cwd=place)
+    done = _surefoot("validate", f"perturbations={suite}", *changes, cwd=place)
     assert done.returncode == 2
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert "no.bundle" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "validating" not in done.stderr
+    assert word in done.stderr.strip().splitlines()[-1]
     assert not list(place.iterdir())

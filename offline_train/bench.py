@@ -1,0 +1,149 @@
+"""`surefoot bench`: speeds on one thread, an ordinary implementation and the peers' figures beside them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from pydantic import BaseModel, ConfigDict, Field
+from rich.console import Console
+from rich.table import Table
+
+from adapters.command import command
+from adapters.errors import UserError
+from adapters.files import write_json
+from adapters.progress import progress_bar
+from offline_train.bench_cases import SPEED_CAPTION, SPEED_CASES, Case, Work, speed_cases
+
+SCHEMA = 1
+WARM_UP = 0.1
+
+
+class Benchmark(NamedTuple):
+    """Cases, how many they are, and what the table says below itself.
+
+    Attributes:
+        cases: makes them, one after another, in an empty folder.
+        total: how many there are.
+        caption: what the lines of the table mean.
+    """
+
+    cases: Callable[[Path], Iterator[Case]]
+    total: int
+    caption: str
+
+
+BENCHMARKS = {"speed": Benchmark(speed_cases, SPEED_CASES, SPEED_CAPTION)}
+
+
+class BenchConfig(BaseModel):
+    """Settings; configs/bench.yaml says what each means."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    json_file: Path | None = Field(alias="json")
+    effort: float = Field(gt=0, le=10)
+
+
+def bench(config: BenchConfig) -> dict[str, Any]:
+    """Measure every case of a benchmark and return the figures as JSON.
+
+    Raises:
+        UserError: there is no such benchmark.
+    """
+    if config.name not in BENCHMARKS:
+        raise UserError(f"there is no benchmark '{config.name}'; choose one of {', '.join(BENCHMARKS)}.")
+    torch.set_num_threads(1)
+    benchmark = BENCHMARKS[config.name]
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder, progress_bar("bench", benchmark.total, "cases") as move:
+        for case in benchmark.cases(Path(folder)):
+            move(len(rows), case.name)
+            rows.append(measure(case, config.effort))
+        move(len(rows))
+    return {"schema": SCHEMA, "name": config.name, "threads": 1, "machine": machine(), "rows": rows}
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on, without naming the machine."""
+    packages = ("torch", "numpy", "mujoco", "onnxruntime")
+    return {
+        "architecture": platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def measure(case: Case, effort: float = 1.0) -> dict[str, Any]:
+    """Measure a case and its plain counterpart, and return their line of the report.
+
+    They take turns, so that another program on the machine slows either as much. A latency is the time of one call,
+    a speed that of a whole repeat.
+    """
+    sides = {"ours": case.ours, "plain": case.plain}
+    for work in sides.values():
+        work(WARM_UP * effort)
+    figures = _latencies(sides, case, effort) if case.latency else _speeds(sides, case, effort)
+    return {"name": case.name, **figures, "peer": None if case.peer is None else case.peer._asdict()}
+
+
+def _speeds(sides: dict[str, Work], case: Case, effort: float) -> dict[str, Any]:
+    """Units a second: the best repeat and the median."""
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(case.repeats):
+        for name, work in sides.items():
+            start = time.perf_counter()
+            units = work(effort)
+            found[name].append(units / (time.perf_counter() - start))
+    best = {name: max(speeds) for name, speeds in found.items()}
+    median = {name: statistics.median(speeds) for name, speeds in found.items()}
+    return {"unit": f"{case.unit}/s", "best": best, "median": median, "ratio": best["ours"] / best["plain"]}
+
+
+def _latencies(sides: dict[str, Work], case: Case, effort: float) -> dict[str, Any]:
+    """Microseconds of one call: the median and the 99th percentile."""
+    spent: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(max(round(case.repeats * effort), 2)):
+        for name, work in sides.items():
+            start = time.perf_counter_ns()
+            work(0.0)
+            spent[name].append((time.perf_counter_ns() - start) / 1e3)
+    p50, p99 = ({name: float(np.percentile(times, q)) for name, times in spent.items()} for q in (50, 99))
+    return {"unit": "us", "p50": p50, "p99": p99, "ratio": p50["plain"] / p50["ours"]}
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print the report as a table."""
+    table = Table(title="Speeds on one thread", caption=BENCHMARKS[report["name"]].caption, caption_justify="left")
+    table.add_column("work")
+    for title in ("Surefoot", "plain", "ratio", "peer"):
+        table.add_column(title, justify="right")
+    for row in report["rows"]:
+        first, second = ("p50", "p99") if row["unit"] == "us" else ("best", "median")
+        cells = [f"{row[first][side]:,.0f} ({row[second][side]:,.0f})" for side in ("ours", "plain")]
+        peer = row["peer"]
+        published = "" if peer is None else f"{peer['name']} {peer['speed']:,}"
+        table.add_row(f"{row['name']}, {row['unit']}", *cells, f"{row['ratio']:.1f}x", published)
+    Console().print(table)
+
+
+@command("bench")
+def main(config: DictConfig) -> None:
+    """The command line's entry."""
+    settings = BenchConfig.model_validate(OmegaConf.to_container(config, resolve=True))
+    report = bench(settings)
+    if settings.json_file is not None:
+        write_json(settings.json_file, report)
+    show(report)

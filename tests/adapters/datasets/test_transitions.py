@@ -1,0 +1,171 @@
+"""What a TransitionDataset answers: episodes, returns, statistics, packed rows, splits."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adapters.datasets import Metadata, TransitionDataset, load_dataset, save_npz
+from adapters.errors import UserError
+
+MakeArrays = Callable[..., dict[str, np.ndarray]]
+
+
+def chain(length: int, obs_dim: int = 1) -> dict[str, np.ndarray]:
+    """Return one episode that counts 0, 1, 2, ... in every dimension, without flags."""
+    states = np.repeat(np.arange(length + 1, dtype=np.float32)[:, None], obs_dim, axis=1)
+    return {
+        "observations": states[:-1].copy(),
+        "actions": np.zeros((length, 1), np.float32),
+        "rewards": np.arange(length, dtype=np.float32),
+        "next_observations": states[1:].copy(),
+        "terminals": np.zeros(length, bool),
+        "timeouts": np.zeros(length, bool),
+    }
+
+
+def make(arrays: dict[str, np.ndarray]) -> TransitionDataset:
+    return TransitionDataset.from_arrays(arrays, Metadata(env="toy", control_dt=0.1), "toy")
+
+
+def test_an_episode_ends_at_a_flag_or_with_the_data() -> None:
+    arrays = chain(7)
+    arrays["terminals"][1] = arrays["timeouts"][4] = True
+    assert make(arrays).episode_slices() == [slice(0, 2), slice(2, 5), slice(5, 7)]
+
+
+def test_returns() -> None:
+    arrays = chain(7)
+    arrays["terminals"][1] = arrays["timeouts"][4] = True
+    # Rewards 0 .. 6: 0 + 1, 2 + 3 + 4, 5 + 6.
+    np.testing.assert_array_equal(make(arrays).episode_returns(), [1.0, 9.0, 11.0])
+
+
+def test_normaliser() -> None:
+    arrays = chain(4, obs_dim=3)
+    for name in ("observations", "next_observations"):
+        arrays[name][:, 1] = 5.0
+        arrays[name][:, 2] *= 1e-6
+    mean, std = make(arrays).normaliser()
+    # 0, 1, 2, 3: mean 1.5, variance (2.25 + 0.25 + 0.25 + 2.25) / 4 = 1.25; a constant; and one below the floor.
+    np.testing.assert_allclose(mean, [1.5, 5.0, 1.5e-6], rtol=1e-6)
+    np.testing.assert_allclose(std, [np.sqrt(1.25), 1.0, 1e-3], rtol=1e-6)
+    assert mean.dtype == std.dtype == np.float32
+
+
+def test_packed(dataset: TransitionDataset) -> None:
+    packed = dataset.packed()
+    assert packed.shape == (15, 2 * 3 + 2 + 2)
+    assert packed.dtype == np.float32
+    np.testing.assert_array_equal(packed[:, :3], dataset.observations)
+    np.testing.assert_array_equal(packed[:, 3:5], dataset.actions)
+    np.testing.assert_array_equal(packed[:, 5], dataset.rewards)
+    np.testing.assert_array_equal(packed[:, 6:9], dataset.next_observations)
+    # Only the second episode, rows 6 to 9, ends in a terminal; timeouts do not stop bootstrapping.
+    np.testing.assert_array_equal(np.flatnonzero(packed[:, 9]), [9])
+
+
+def test_select_episodes_keeps_the_order_given(dataset: TransitionDataset) -> None:
+    selected = dataset.select_episodes([2, 0])
+    np.testing.assert_array_equal(selected.rewards, dataset.rewards[[10, 11, 12, 13, 14, 0, 1, 2, 3, 4, 5]])
+    assert selected.metadata.sha256 != dataset.metadata.sha256
+
+
+def test_an_episode_that_simply_stopped_can_be_followed_by_another() -> None:
+    arrays = chain(5)
+    arrays["timeouts"][1] = True
+    selected = make(arrays).select_episodes([1, 0])
+    assert selected.timeouts.tolist() == [False, False, True, False, True]
+
+
+@given(
+    lengths=st.lists(st.integers(1, 5), min_size=2, max_size=8),
+    fraction=st.floats(0.01, 0.99),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_split_is_a_partition_into_whole_episodes(lengths: list[int], fraction: float, seed: int) -> None:
+    arrays = chain(sum(lengths))
+    arrays["timeouts"][np.cumsum(lengths) - 1] = True
+    train, holdout = make(arrays).split_episodes(fraction, np.random.default_rng(seed))
+    # The rewards number the rows, so they tell where each row came from.
+    assert sorted([*train.rewards, *holdout.rewards]) == list(range(sum(lengths)))
+    for part in (train, holdout):
+        starts = {float(part.rewards[rows.start]) for rows in part.episode_slices()}
+        assert starts <= {0.0, *np.cumsum(lengths).astype(float)}
+    held_out = len(holdout.episode_slices())
+    assert held_out == min(max(round(fraction * len(lengths)), 1), len(lengths) - 1)
+
+
+def test_split_is_a_function_of_the_generator(dataset: TransitionDataset) -> None:
+    parts = [dataset.split_episodes(0.3, np.random.default_rng(seed))[1].metadata.sha256 for seed in (1, 1, 2, 3, 4, 5)]
+    assert parts[0] == parts[1]
+    assert len(set(parts)) > 1
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, np.nan])
+def test_split_refuses_an_impossible_fraction(dataset: TransitionDataset, fraction: float) -> None:
+    with pytest.raises(UserError, match="hold-out fraction"):
+        dataset.split_episodes(fraction, np.random.default_rng(0))
+
+
+def test_split_refuses_a_single_episode() -> None:
+    with pytest.raises(UserError, match="one episode only"):
+        make(chain(5)).split_episodes(0.5, np.random.default_rng(0))
+
+
+@given(lengths=st.lists(st.integers(1, 4), min_size=1, max_size=6), seed=st.integers(0, 99), open_end=st.booleans())
+def test_compact_file_rebuilds_every_bit(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], seed: int, open_end: bool
+) -> None:
+    generator = np.random.default_rng(seed)
+    arrays = chain(sum(lengths), obs_dim=2)
+    ends = np.cumsum(lengths) - 1
+    arrays["terminals"][ends] = generator.random(len(ends)) < 0.5
+    arrays["timeouts"][ends] = ~arrays["terminals"][ends]
+    if open_end:
+        arrays["terminals"][-1] = arrays["timeouts"][-1] = False
+    arrays["next_observations"][ends] = generator.standard_normal((len(ends), 2))
+    written = make(arrays)
+    path = tmp_path_factory.mktemp("compact") / "log.npz"
+    save_npz(written, path)
+    loaded = load_dataset(path)
+    for name, array in written.arrays().items():
+        assert loaded.arrays()[name].tobytes() == array.tobytes()
+    assert loaded.metadata == written.metadata
+
+
+def test_zeros_of_different_sign_are_the_same_observation(tmp_path: Path) -> None:
+    arrays = chain(3)
+    arrays["observations"] = np.array([[1.0], [0.0], [2.0]], np.float32)
+    arrays["next_observations"] = np.array([[-0.0], [2.0], [3.0]], np.float32)
+    save_npz(make(arrays), tmp_path / "log.npz")
+    assert len(load_dataset(tmp_path / "log.npz")) == 3
+
+
+def test_the_hash_sees_every_field() -> None:
+    arrays = chain(4)
+    hashes = {make(arrays).metadata.sha256}
+    for name, value in (("actions", 1), ("rewards", 9), ("next_observations", 9), ("terminals", 1), ("timeouts", 1)):
+        changed = {key: array.copy() for key, array in arrays.items()}
+        changed[name][3] = value
+        hashes.add(make(changed).metadata.sha256)
+    assert len(hashes) == 6
+
+
+def test_names_must_fit_the_columns(metadata: Metadata, make_arrays: MakeArrays) -> None:
+    short = dataclasses.replace(metadata, observation_names=("x",))
+    with pytest.raises(UserError, match="'observations' has 3 columns where the metadata names 1"):
+        TransitionDataset.from_arrays(make_arrays(), short, "toy")
+
+
+def test_the_arrays_are_copied(make_arrays: MakeArrays, metadata: Metadata) -> None:
+    arrays = make_arrays()
+    made = TransitionDataset.from_arrays(arrays, metadata, "toy")
+    arrays["rewards"][0] = 99.0
+    assert made.rewards[0] != 99.0

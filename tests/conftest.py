@@ -1,0 +1,42 @@
+"""What all tests share: the command line, run in this process."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+
+import surefoot
+
+
+class Done(NamedTuple):
+    """What a command left: its exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+CommandLine = Callable[..., Done]
+
+
+@pytest.fixture
+def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    """Run `surefoot ARGUMENTS` in this process, as a fresh one would, but without its start-up time."""
+    # The dispatcher sets it for its own process; here it must not outlive the test.
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+
+    def run(*arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["surefoot", *map(str, arguments)])
+        capsys.readouterr()
+        code = 0
+        try:
+            surefoot.main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        captured = capsys.readouterr()
+        return Done(code, captured.out, captured.err)
+
+    return run

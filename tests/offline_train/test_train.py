@@ -1,0 +1,260 @@
+"""`surefoot train` and `surefoot export` end to end, on a tiny log of HalfCheetah's shape."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adapters.datasets import Metadata, TransitionDataset, save_npz
+from deploy.bundle import Bundle
+from offline_train.algorithms.mopo import Mopo
+from offline_train.checkpoint import load_checkpoint, state_equal
+from offline_train.metrics import read_metrics
+from offline_train.models.fit import EnsembleTrainer
+
+CommandLine = Callable[..., Any]
+
+EPISODES, LENGTH, OBS_DIM, ACT_DIM = 6, 60, 17, 6
+SMALL = (
+    "ensemble.members=2",
+    "ensemble.elites=2",
+    "ensemble.hidden=[8,8]",
+    "ensemble.max_steps=30",
+    "ensemble.steps_per_epoch=10",
+    "ensemble.batch_size=32",
+    "algorithm.updates=30",
+    "algorithm.steps_per_epoch=10",
+    "algorithm.batch_size=32",
+    "algorithm.rollout_starts=20",
+    "algorithm.sac.hidden=[8,8]",
+    "checkpoint_every=1",
+    "evaluate_every=2",
+    "evaluation_episodes=0",
+)
+
+
+def write_log(path: Path, *, obs_dim: int = OBS_DIM, control_dt: float = 0.05, env: str = "halfcheetah") -> Path:
+    """A log of a stable linear system under random actions."""
+    generator = np.random.default_rng(0)
+    push = 0.1 * generator.standard_normal((ACT_DIM, obs_dim))
+    rows = EPISODES * LENGTH
+    actions = generator.uniform(-1, 1, (rows, ACT_DIM))
+    observations, after = np.zeros((2, rows, obs_dim))
+    for row in range(rows):
+        first = row % LENGTH == 0
+        observations[row] = 0.1 * generator.standard_normal(obs_dim) if first else after[row - 1]
+        after[row] = 0.9 * observations[row] + actions[row] @ push + 0.01 * generator.standard_normal(obs_dim)
+    arrays = {
+        "observations": observations,
+        "actions": actions,
+        "rewards": observations[:, 0],
+        "next_observations": after,
+        "terminals": np.zeros(rows, bool),
+        "timeouts": np.arange(rows) % LENGTH == LENGTH - 1,
+    }
+    arrays = {name: v if v.dtype == bool else v.astype(np.float32) for name, v in arrays.items()}
+    save_npz(TransitionDataset.from_arrays(arrays, Metadata(env=env, control_dt=control_dt), "the log"), path)
+    return path
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return write_log(tmp_path / "log.npz")
+
+
+Train = Callable[..., Any]
+
+
+@pytest.fixture
+def train(command_line: CommandLine, log: Path, tmp_path: Path) -> Train:
+    """Run `surefoot train` on the log, small, into a folder under the test's own."""
+
+    def run(folder: str, *arguments: str) -> Any:
+        return command_line(
+            "train", "dataset=file", f"dataset.path={log}", f"output={tmp_path / folder}", *SMALL, *arguments
+        )
+
+    return run
+
+
+def refusal(done: Any) -> str:
+    """The one line of a refused command."""
+    assert done.code == 2, done
+    assert done.err.startswith("surefoot: ") and done.err.count("\n") == 1, done.err
+    return done.err
+
+
+@pytest.mark.parametrize("algorithm", ["mopo", "augwm"])
+def test_train_export_and_load(command_line: CommandLine, train: Train, tmp_path: Path, algorithm: str) -> None:
+    folder = tmp_path / "run"
+    done = train("run", f"algorithm={algorithm}", "seed=3", "evaluation_episodes=1")
+    assert done.code == 0, done
+    assert f"surefoot export run={folder}" in done.out
+
+    record = json.loads((folder / "run.json").read_text())
+    assert record["config"]["algorithm"]["name"] == algorithm and record["config"]["seed"] == 3
+    assert len(record["dataset"]["sha256"]) == 64 and record["dataset"]["rows"] == EPISODES * LENGTH
+    assert {"surefoot", "torch", "numpy"} <= record["versions"].keys()
+    errors = json.loads((folder / "world_model.json").read_text())
+    assert errors["holdout_episodes"] == 1 and 0 < errors["holdout_mse"] < 2
+    assert [*errors["horizon_rmse"]] == ["1", "5", "20", "50"]
+    lines = read_metrics(folder / "metrics.jsonl")
+    assert [line["step"] for line in lines if line["stage"] == "world_model"] == [10, 20, 30]
+    policy = [line for line in lines if line["stage"] == "policy"]
+    assert [line["step"] for line in policy] == [10, 20, 30]
+    # Evaluated at every second epoch and at the end.
+    assert ["return" in line for line in policy] == ["model_reward" in line for line in policy] == [False, True, True]
+    assert not [*folder.glob("*.part.*")]
+
+    done = command_line("export", f"run={folder}", f"output={tmp_path / 'out.bundle'}")
+    assert done.code == 0, done
+    bundle = Bundle.load(tmp_path / "out.bundle")
+    assert bundle.manifest.provenance.algorithm == algorithm
+    assert bundle.manifest.provenance.dataset_sha256 == record["dataset"]["sha256"]
+    obs = np.random.default_rng(1).standard_normal((5, OBS_DIM))
+    if algorithm == "mopo":
+        assert bundle.manifest.context is None
+        action = bundle.act(obs)
+    else:
+        assert bundle.manifest.context is not None and bundle.manifest.context.dim == OBS_DIM
+        action = bundle.act(obs, np.ones((5, OBS_DIM)))
+        assert bundle.predict_change(obs, action)[0].shape == (5, OBS_DIM)
+    assert action.shape == (5, ACT_DIM) and np.abs(action).max() <= 1.0
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, kind: type, method: str, call: int) -> None:
+    """Make the n-th call of a method what Ctrl-C is."""
+    original, calls = getattr(kind, method), iter(range(1, 1_000))
+
+    def interrupted(*arguments: Any) -> Any:
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(kind, method, interrupted)
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "call"), [(EnsembleTrainer, "end_epoch", 2), (Mopo, "train_epoch", 1), (Mopo, "train_epoch", 3)]
+)
+def test_interrupted_run_resumes_to_the_bit(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type, method: str, call: int
+) -> None:
+    assert train("whole").code == 0
+    with monkeypatch.context() as patch:
+        stop_at(patch, kind, method, call)
+        assert train("parts").code == 130
+    assert not (tmp_path / "parts" / "policy.safetensors").exists()
+    assert train("parts", "resume=true").code == 0
+    for name in ("world_model.safetensors", "policy.safetensors"):
+        assert state_equal(load_checkpoint(tmp_path / "whole" / name), load_checkpoint(tmp_path / "parts" / name)), name
+    assert read_metrics(tmp_path / "whole" / "metrics.jsonl") == read_metrics(tmp_path / "parts" / "metrics.jsonl")
+    assert (tmp_path / "whole" / "world_model.json").read_text() == (
+        tmp_path / "parts" / "world_model.json"
+    ).read_text()
+
+
+def test_run_is_neither_overwritten_nor_resumed_with_other_settings(train: Train, tmp_path: Path) -> None:
+    assert train("run").code == 0
+    before = (tmp_path / "run" / "policy.safetensors").read_bytes()
+    assert "holds a run already" in refusal(train("run"))
+    line = refusal(train("run", "resume=true", "seed=9", "algorithm.horizon=2"))
+    assert "other settings" in line and "seed" in line and "algorithm" in line
+    # Resuming a finished run changes nothing.
+    assert train("run", "resume=true", "checkpoint_every=3").code == 0
+    assert (tmp_path / "run" / "policy.safetensors").read_bytes() == before
+
+
+def test_seed_decides_the_result(train: Train, tmp_path: Path) -> None:
+    for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert train(folder, f"seed={seed}").code == 0
+    policies = [load_checkpoint(tmp_path / folder / "policy.safetensors") for folder in "abc"]
+    assert state_equal(policies[0], policies[1]) and not state_equal(policies[0], policies[2])
+
+
+def test_world_model_of_an_earlier_run_is_taken(train: Train, tmp_path: Path) -> None:
+    assert train("first", "algorithm=augwm").code == 0
+    assert train("second", "algorithm=mopo", f"world_model={tmp_path / 'first'}").code == 0
+    models = [load_checkpoint(tmp_path / folder / "world_model.safetensors") for folder in ("first", "second")]
+    assert state_equal(*models)
+    assert not [line for line in read_metrics(tmp_path / "second" / "metrics.jsonl") if line["stage"] == "world_model"]
+
+
+def test_world_model_of_other_data_is_refused(train: Train, log: Path, tmp_path: Path) -> None:
+    assert train("first").code == 0
+    write_log(log, control_dt=0.05)
+    with np.load(log) as stored:
+        changed = dict(stored) | {"rewards": stored["rewards"] + 1.0}
+    del changed["metadata"]
+    np.savez(log, **changed)
+    done = train("second", "dataset.env=halfcheetah", "dataset.control_dt=0.05", f"world_model={tmp_path / 'first'}")
+    assert "learned from other data" in refusal(done)
+
+
+def test_log_of_another_robot_is_refused(train: Train, log: Path) -> None:
+    write_log(log, obs_dim=5)
+    line = refusal(train("run"))
+    assert "5 observation dimensions" in line and "halfcheetah" in line and "17" in line
+
+
+def test_log_of_another_control_period_is_refused(train: Train, log: Path) -> None:
+    write_log(log, control_dt=0.02)
+    line = refusal(train("run"))
+    assert "0.02 s" in line and "0.05 s" in line
+
+
+def test_log_that_is_cut_short_is_refused(train: Train, log: Path, tmp_path: Path) -> None:
+    log.write_bytes(log.read_bytes()[:-500])
+    assert "log.npz" in refusal(train("run"))
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_log_of_an_unknown_environment_is_refused(train: Train, log: Path) -> None:
+    write_log(log, env="centipede")
+    assert "no environment 'centipede'" in refusal(train("run"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "names"),
+    [
+        ("algorithm.horizn=3", "horizn"),
+        ("algorithm.horizon=0", "horizon"),
+        ("+algorithm.z=3", "z"),
+        ("algorithm.penalty=guess", "guess"),
+        ("ensemble.members=0", "members"),
+        ("algorithm.z_low=1.2", "z_low"),
+        ("world_model=/nowhere", "/nowhere"),
+        ("device=tpu", "tpu"),
+    ],
+)
+def test_bad_setting_is_one_line_that_names_it(train: Train, setting: str, names: str) -> None:
+    assert names in refusal(train("run", setting))
+
+
+def test_half_a_run_is_not_exported(
+    command_line: CommandLine, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_at(patch, Mopo, "train_epoch", 2)
+        assert train("run").code == 130
+    assert "no finished run" in refusal(command_line("export", f"run={tmp_path / 'run'}"))
+    assert "nowhere" in refusal(command_line("export", "run=/nowhere"))
+    assert not [*tmp_path.rglob("*.bundle")]
+
+
+def test_export_without_its_log_is_refused(command_line: CommandLine, train: Train, log: Path, tmp_path: Path) -> None:
+    assert train("run").code == 0
+    log.unlink()
+    assert "no data set at" in refusal(command_line("export", f"run={tmp_path / 'run'}"))
+
+
+def test_damaged_checkpoint_is_refused(command_line: CommandLine, train: Train, tmp_path: Path) -> None:
+    assert train("run").code == 0
+    policy = tmp_path / "run" / "policy.safetensors"
+    policy.write_bytes(policy.read_bytes()[:-100])
+    assert "policy.safetensors is not a whole checkpoint" in refusal(command_line("export", f"run={tmp_path / 'run'}"))

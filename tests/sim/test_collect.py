@@ -1,0 +1,159 @@
+"""`surefoot collect`: recipes, seeds, the behaviour policies, and refusals."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+import surefoot
+from adapters.datasets import TransitionDataset, load_dataset
+from adapters.errors import UserError
+from sim.collect import SNAPSHOTS, collect, policy_schedule
+from sim.environments import make_environment
+from sim.plant import BatchedPlant
+
+
+@pytest.mark.parametrize(
+    ("recipe", "episodes", "expected"),
+    [
+        ("random", 2, [0, 0]),
+        ("medium", 2, [125_000, 125_000]),
+        ("mixed", 6, [0, 25_000, 50_000, 75_000, 100_000, 125_000]),
+        # 8 episodes over 6 policies: episode i takes policy floor(6 i / 8) = 0, 0, 1, 2, 3, 3, 4, 5.
+        ("mixed", 8, [0, 0, 25_000, 50_000, 75_000, 75_000, 100_000, 125_000]),
+        ("medium-expert", 4, [125_000, 125_000, 300_000, 300_000]),
+    ],
+)
+def test_recipes(recipe: str, episodes: int, expected: list[int]) -> None:
+    assert policy_schedule(recipe, episodes * 1000) == expected
+
+
+@pytest.mark.parametrize(
+    ("recipe", "steps"), [("medium", 1500), ("medium", 0), ("mixed", 5000), ("medium-expert", 1000)]
+)
+def test_steps_must_be_whole_episodes_of_every_policy(recipe: str, steps: int) -> None:
+    with pytest.raises(UserError, match=f"steps={steps} does not do for recipe={recipe}"):
+        policy_schedule(recipe, steps)
+
+
+@pytest.fixture(scope="module")
+def medium() -> TransitionDataset:
+    return collect("medium", 3000, seed=3, episodes_in_parallel=2)
+
+
+def test_every_episode_is_1000_steps_and_a_timeout(medium: TransitionDataset) -> None:
+    assert [rows.stop for rows in medium.episode_slices()] == [1000, 2000, 3000]
+    assert medium.timeouts.sum() == 3
+    assert not medium.terminals.any()
+
+
+def test_medium_returns_are_those_of_the_policy(medium: TransitionDataset) -> None:
+    # The data's notes give 4,604 for the stochastic policy at 125,000 steps.
+    assert medium.episode_returns().mean() == pytest.approx(4600, abs=300)
+
+
+def test_same_settings_same_data_whatever_the_threads(medium: TransitionDataset) -> None:
+    again = collect("medium", 3000, seed=3, episodes_in_parallel=2, threads=2)
+    assert again.metadata.sha256 == medium.metadata.sha256
+
+
+def test_another_seed_other_data(medium: TransitionDataset) -> None:
+    other = collect("medium", 1000, seed=4)
+    assert (other.observations[0] != medium.observations[0]).any()
+    assert (other.actions[0] != medium.actions[0]).any()
+
+
+def test_an_episode_keeps_its_start_and_noise_whatever_runs_beside_it(medium: TransitionDataset) -> None:
+    alone = collect("medium", 3000, seed=3, episodes_in_parallel=1)
+    starts = [0, 1000, 2000]
+    np.testing.assert_array_equal(alone.observations[starts], medium.observations[starts])
+    # Batches of another size round the network's output differently, by a few units in the last place.
+    np.testing.assert_allclose(alone.actions[starts], medium.actions[starts], rtol=1e-4, atol=1e-5)
+
+
+def test_rows_are_what_the_simulator_does(medium: TransitionDataset) -> None:
+    environment = make_environment("halfcheetah")
+    # Episode 0 again, by its recorded actions, from the start that its own generator draws.
+    start = environment.initial_states(np.random.default_rng(3).spawn(3)[0], 1)
+    with BatchedPlant(environment, [environment.model()]) as plant:
+        observed = plant.reset(states=start)
+        for step in range(20):
+            np.testing.assert_array_equal(medium.observations[step], observed[0].astype(np.float32))
+            observed, rewards, _ = plant.step(medium.actions[step : step + 1])
+            assert medium.rewards[step] == np.float32(rewards[0])
+
+
+def test_actions_are_squashed_gaussians_of_the_snapshot(medium: TransitionDataset) -> None:
+    session = onnxruntime.InferenceSession((SNAPSHOTS / "halfcheetah-sac-125000.onnx").read_bytes())
+    mean, log_std = session.run(["mean", "log_std"], {"obs": medium.observations})
+    inside = np.abs(medium.actions) < 0.999
+    noise = (np.arctanh(np.clip(medium.actions, -0.999, 0.999)) - mean) / np.exp(log_std)
+    # Where the action is not saturated the noise can be read back. Policy means below 1 saturate least.
+    certain = inside & (np.abs(mean) + 2.5 * np.exp(log_std) < 3.0)
+    assert certain.sum() > 1000
+    assert abs(noise[certain].mean()) < 0.1
+    assert noise[certain].std() == pytest.approx(1.0, abs=0.05)
+
+
+def test_random_actions_are_uniform() -> None:
+    actions = collect("random", 2000, seed=0).actions
+    assert np.abs(actions).max() <= 1.0
+    # Uniform on [-1, 1]: variance 1/3 and kurtosis 9/5.
+    assert actions.mean() == pytest.approx(0.0, abs=0.03)
+    assert actions.var() == pytest.approx(1 / 3, abs=0.02)
+    assert (actions**4).mean() / actions.var() ** 2 == pytest.approx(1.8, abs=0.05)
+
+
+def test_names_are_those_of_the_shipped_data(medium: TransitionDataset) -> None:
+    shipped = load_dataset("package://adapters/datasets/data/halfcheetah-mixed.npz").metadata
+    for name in ("env", "control_dt", "observation_names", "action_names"):
+        assert getattr(medium.metadata, name) == getattr(shipped, name)
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["surefoot", "collect", *overrides])
+    surefoot.main()
+
+
+def test_command_writes_what_collect_returns(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "random.npz"
+    command(monkeypatch, "recipe=random", "steps=2000", "seed=5", f"output={output}", "episodes_in_parallel=2")
+    written = load_dataset(output)
+    assert written.metadata == collect("random", 2000, seed=5, episodes_in_parallel=2).metadata
+    printed = capsys.readouterr().out
+    assert written.metadata.sha256 in printed
+    assert f"mean return  {written.episode_returns().mean():.1f}" in printed
+    assert "rows         2000" in printed
+    assert "episodes     2" in printed
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("recipe=expert", "there is no recipe 'expert'"),
+        ("steps=2500", "steps=2500 does not do"),
+        ("steps=many", "steps=many is not possible"),
+        ("seed=-1", "seed=-1 is not possible"),
+        ("episodes_in_parallel=0", "episodes_in_parallel=0 is not possible"),
+        ("threads=0", "threads=0 is not possible"),
+        ("env=walker2d", "no behaviour policies are shipped for env=walker2d"),
+        ("output=data.csv", "output=data.csv is not the name of an .npz file"),
+    ],
+)
+def test_command_refuses_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], setting: str, sentence: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        command(monkeypatch, "output=data.npz", setting)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
