@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 MoveBar = Callable[..., None]
-"""`move(completed, note="")`: the work done so far, in the bar's units, and a note to show beside it."""
+"""`move(completed, note="", total=None)`: the work done so far, in the bar's units, and a note to show beside it."""
 
 
 class RateColumn(ProgressColumn):
@@ -22,12 +22,14 @@ class RateColumn(ProgressColumn):
 
 
 @contextlib.contextmanager
-def progress_bar(title: str, total: int, unit: str = "steps") -> Iterator[MoveBar]:
+def progress_bar(title: str, total: int | None = None, unit: str = "steps") -> Iterator[MoveBar]:
     """Show one long piece of work; yields the function that moves its bar.
+
+    The bar appears with the first move, so that a mistake found before is answered by its one line alone.
 
     Args:
         title: what is being done.
-        total: the whole work, in `unit`s.
+        total: the whole work, in `unit`s; None where the first move tells it.
         unit: what is counted.
     """
     columns = (
@@ -41,9 +43,9 @@ def progress_bar(title: str, total: int, unit: str = "steps") -> Iterator[MoveBa
         TextColumn("[dim]{task.fields[note]}"),
     )
     with Progress(*columns) as progress:
-        task = progress.add_task(title, total=total, unit=unit, note="")
+        task = progress.add_task(title, total=total, unit=unit, note="", visible=False)
 
-        def move(completed: int, note: str = "") -> None:
-            progress.update(task, completed=completed, note=note)
+        def move(completed: int, note: str = "", total: int | None = None) -> None:
+            progress.update(task, completed=completed, total=total, note=note, visible=True)
 
         yield move

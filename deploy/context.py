@@ -19,7 +19,7 @@ import numpy as np
 from adapters.errors import UserError
 
 PredictChange = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""The bundle's dynamics: obs, action -> predicted change of state and its standard deviation, all in the data's units."""
+"""The bundle's dynamics: obs, action -> predicted change of state and its standard deviation, in the data's units."""
 
 
 class Health(NamedTuple):

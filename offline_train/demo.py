@@ -21,9 +21,8 @@ from adapters.progress import progress_bar
 from deploy.bundle import Bundle
 from offline_train.export import export
 from offline_train.metrics import read_metrics
-from sim.perturb import load_suite
 from sim.report import Column, Section, figure, score_table, write_report
-from sim.validate import CONTEXTS, validate
+from sim.validate import validate
 
 ALGORITHMS = ("mopo", "augwm")
 STEPS = 1_000
@@ -175,17 +174,16 @@ def validate_once(config: DemoConfig, algorithm: str, seed: int) -> None:
             set(config.suites),
         ):
             return
-    lanes = config.episodes * sum(len(load_suite(suite)) for suite in config.suites)
-    contexts = 1 if Bundle.load(bundle).manifest.context is None else len(CONTEXTS)
-    done = 0
-    with progress_bar(f"validate {algorithm}, seed {seed}", lanes * contexts * STEPS) as move:
-
-        def moved(more: int, _: int) -> None:
-            nonlocal done
-            done += more
-            move(done)
-
-        write_json(path, validate(bundle, config.suites, config.episodes, steps=STEPS, threads=2, progress=moved))
+    with progress_bar(f"validate {algorithm}, seed {seed}") as move:
+        report = validate(
+            bundle,
+            config.suites,
+            config.episodes,
+            steps=STEPS,
+            threads=2,
+            progress=lambda done, total: move(done, total=total),
+        )
+    write_json(path, report)
 
 
 def columns(folder: Path, seeds: list[int]) -> list[Column]:

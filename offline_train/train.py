@@ -353,5 +353,5 @@ def load_world_model(folder: Path, data: Data) -> DynamicsEnsemble:
 @command("train")
 def main(config: DictConfig) -> None:
     """The command line's entry."""
-    folder = run(TrainConfig.model_validate(OmegaConf.to_container(config, resolve=True)))
+    folder = run(TrainConfig.model_validate(OmegaConf.to_container(config, resolve=True, throw_on_missing=True)))
     print(f"the run is in {folder}; next: surefoot export run={folder}")

@@ -8,17 +8,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import hydra
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, NonNegativeInt
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
+from adapters.command import command
 from adapters.errors import UserError
 from adapters.files import write_json
+from adapters.progress import progress_bar
 from deploy.bundle import Bundle
 from deploy.controller import Controller
 from sim.environments import Environment, make_environment
@@ -55,7 +54,7 @@ def validate(
         steps: control steps in an episode.
         contexts: any of nominal, inferred and oracle; a bundle without a context has nominal alone.
         threads: threads that step the physics.
-        progress: called with the control steps done since the last call, and with those of the whole run.
+        progress: called with the control steps done so far, and with those of the whole run.
 
     Returns:
         The validation report (DESIGN.md), as written to validation.json.
@@ -70,6 +69,14 @@ def validate(
     chosen = _contexts_of(bundle, contexts)
     worlds = [(Path(suite).stem, world) for suite in suites for world in load_suite(suite)]
     total = len(chosen) * len(worlds) * episodes * steps
+    done = 0
+
+    def stepped(lanes: int) -> None:
+        nonlocal done
+        done += lanes
+        if progress is not None:
+            progress(done, total)
+
     cells = []
     for context in chosen:
         result = run_episodes(
@@ -80,7 +87,7 @@ def validate(
             seed=seed,
             steps=steps,
             threads=threads,
-            progress=None if progress is None else lambda done: progress(done, total),
+            progress=stepped,
         )
         cells += [_cell(suite, world, context, result, index) for index, (suite, world) in enumerate(worlds)]
     return {
@@ -228,15 +235,6 @@ def table(report: dict[str, Any]) -> Table:
     return shown
 
 
-class RateColumn(ProgressColumn):
-    """Units done per second."""
-
-    def render(self, task: Task) -> Text:
-        """Show the rate of late."""
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.0f} steps/s")
-
-
 class Settings(BaseModel):
     """configs/validate.yaml, where the settings are explained."""
 
@@ -252,14 +250,11 @@ class Settings(BaseModel):
     output: Path
 
 
-@hydra.main(version_base=None, config_path="pkg://configs", config_name="validate")
+@command("validate")
 def main(config: DictConfig) -> None:
     """Validate a bundle, write validation.json and print the table."""
     settings = Settings.model_validate(OmegaConf.to_container(config, throw_on_missing=True))
-    columns = TextColumn("validating"), BarColumn(), RateColumn(), TimeRemainingColumn(elapsed_when_finished=True)
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        # The bar shows once there is something to wait for, so that a mistake is answered by its one line alone.
-        task = bar.add_task("validate", total=None, visible=False)
+    with progress_bar("validate") as move:
         report = validate(
             settings.bundle,
             [settings.suite] if isinstance(settings.suite, str) else settings.suite,
@@ -268,7 +263,7 @@ def main(config: DictConfig) -> None:
             steps=settings.steps,
             contexts=settings.contexts,
             threads=settings.threads,
-            progress=lambda done, total: bar.update(task, advance=done, total=total, visible=True),
+            progress=lambda done, total: move(done, total=total),
         )
     path = settings.output / "validation.json"
     write_json(path, report)

@@ -8,7 +8,7 @@ if the environment changed its state z times as much,
 elementwise, z drawn afresh for every transition and dimension. Actor and both critics read z.
 
 As published (configs/algorithm/augwm-published.yaml) z ~ Unif([z_low, z_high]^obs_dim), and rollouts are made with
-z = 1. Then the critics are asked about scaled next states that no rollout visits, and the actor at z other than 1 proposes
+z = 1. Then the critics are asked about scaled next states that no rollout visits, and the actor at other z proposes
 actions that the model is never asked about. Three options close that gap: `scaled_rollouts` makes a share of the
 rollouts under a drawn z, `tie_joints` draws one z for a joint's position and velocity, which change together on a real
 robot, and `nested` draws are dense around z = 1, where most robots are. What each gives: results/README.md.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -34,7 +35,8 @@ class Slide(gymnasium.Env):
 
 
 @pytest.fixture(autouse=True)
-def slide() -> Iterator[None]:
+def slide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)  # MuJoCo leaves a log where it runs
     gymnasium.register("Slide-v0", Slide, max_episode_steps=20, disable_env_checker=True)
     yield
     del gymnasium.registry["Slide-v0"]

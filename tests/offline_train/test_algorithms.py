@@ -1,26 +1,32 @@
-"""One battery for every algorithm; a new one gets all of it for one line in `CONFIGS`."""
+"""One battery for every algorithm; a new one gets all of it for one line in `CASES`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from toy import Toy, toy_batch, toy_step
+from toy import ROBOT, Toy, toy_batch, toy_step
 
 from offline_train.algorithms.augwm import AugWmConfig
 from offline_train.algorithms.mopo import Mopo, MopoConfig
 from offline_train.algorithms.sac import SacConfig
 from offline_train.checkpoint import load_checkpoint, save_checkpoint, state_equal
 from offline_train.export import PARITY_TOLERANCE, PolicyGraph, check_parity, to_onnx
-from offline_train.train import ALGORITHMS
+from offline_train.train import make_algorithm
 from sim.terminations import never
 
-CONFIGS: dict[str, type[MopoConfig]] = {"mopo": MopoConfig, "augwm": AugWmConfig}
+CASES: dict[str, Callable[..., MopoConfig]] = {
+    "mopo": MopoConfig,
+    "augwm-published": AugWmConfig,
+    "augwm": partial(AugWmConfig, tie_joints=True, draw="nested", scaled_rollouts=0.5),
+}
 
-pytestmark = pytest.mark.parametrize("name", ALGORITHMS)
+pytestmark = pytest.mark.parametrize("name", CASES)
 
 
 def make(name: str, toy: Toy, seed: int = 0, **settings: Any) -> Mopo:
@@ -34,7 +40,7 @@ def make(name: str, toy: Toy, seed: int = 0, **settings: Any) -> Mopo:
         "retain_epochs": 2,
         "sac": SacConfig(hidden=[32, 32], learning_rate=3e-3, discount=0.9, target_rate=0.05, target_entropy=-2.0),
     }
-    return ALGORITHMS[name](CONFIGS[name](**small | settings), toy.packed, toy.model, never, seed)
+    return make_algorithm(CASES[name](**small | settings), toy.packed, toy.model, never, seed, ROBOT)
 
 
 def finish(algorithm: Mopo) -> list[dict[str, float]]:

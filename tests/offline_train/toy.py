@@ -7,11 +7,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from deploy.bundle import RobotDescription
 from offline_train.models.ensemble import DynamicsEnsemble
 from offline_train.models.fit import EnsembleConfig, EnsembleTrainer, fit_data, set_normalisers
 from offline_train.replay import Batch
 
 PUSH, NOISE = 0.3, 0.02
+ROBOT = RobotDescription.model_validate(
+    {
+        "name": "point",
+        "control_dt": 0.05,
+        "observations": [
+            {"name": f"{axis}_position", "source": "joint_position", "joints": [axis], "unit": "m"} for axis in "xy"
+        ],
+        "action": {"law": "effort", "joints": ["x", "y"], "low": [-1, -1], "high": [1, 1], "unit": "N"},
+    }
+)
 
 
 class Toy(NamedTuple):

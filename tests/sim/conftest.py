@@ -124,7 +124,14 @@ def _spec(size: int, context: bool, env: str) -> BundleSpec:
             ),
         ),
         context=ContextSpec(
-            kind="delta_scale", dim=OBS, nominal=(1.0,) * OBS, low=(0.5,) * OBS, high=(1.5,) * OBS, estimator="scale"
+            kind="delta_scale",
+            dim=OBS,
+            nominal=(1.0,) * OBS,
+            low=(-100.0,) * OBS,
+            high=(100.0,) * OBS,
+            estimator="scale",
+            # The toy dynamics explain nothing; the context is to be used all the same.
+            settings={"min_explained": -1e9},
         )
         if context
         else None,

@@ -97,7 +97,10 @@ def test_robot_that_says_nothing_is_refused(make_bundle: Callable[..., Path]) ->
         drive(robot, Controller(Bundle.load(make_bundle())), 10)
 
 
-def test_loop_is_closed_as_by_hand(make_bundle: Callable[..., Path]) -> None:
+def test_loop_is_closed_as_by_hand(
+    make_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # MuJoCo leaves a log where it runs
     bundle = Bundle.load(make_bundle())
     robot = connect(bundle, _config(bundle.path, seed=4))
     assert drive(robot, Controller(bundle), 40).steps == 40
