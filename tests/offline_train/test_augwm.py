@@ -18,7 +18,6 @@ from offline_train.replay import Batch
 from offline_train.train import joint_groups
 from sim.terminations import never
 
-
 APART = torch.tensor([0, 1])
 
 
@@ -111,9 +110,8 @@ def test_joints_are_told_apart_by_name() -> None:
 
 
 def make(toy: Toy, **settings: Any) -> AugWm:
-    config = AugWmConfig(
-        sac=SacConfig(hidden=[16, 16]), batch_size=64, rollout_starts=100, horizon=2, steps_per_epoch=5, **settings
-    )
+    small = {"batch_size": 64, "rollout_starts": 100, "horizon": 2, "steps_per_epoch": 5}
+    config = AugWmConfig(sac=SacConfig(hidden=[16, 16]), **small | settings)
     return AugWm(config, toy.packed, toy.model, never, seed=0, groups=(0, 1))
 
 
