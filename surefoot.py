@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import importlib
 import os
-import re
 import sys
-from typing import Any
 
-from adapters.command import CommandFailed
+from adapters.command import CommandFailed, explain
 
 COMMANDS = {
     "collect": ("sim.collect", "roll behaviour policies out into a data set"),
@@ -57,28 +55,10 @@ def main() -> None:
         sys.exit(130)
     except (Exception, CommandFailed) as failure:
         error = failure.__cause__ if isinstance(failure, CommandFailed) else failure
-        message = _explain(error)
+        message = explain(error)
         if debug or message is None:
             raise
         sys.exit(_complain(message))
-
-
-def _explain(error: BaseException | None) -> str | None:
-    """One line for an error that a person can mend, or None for a defect of ours."""
-    if isinstance(error, ModuleNotFoundError):
-        return f"{error.name} is not installed; install the extra that brings it, for example 'surefoot[train,sim]'."
-    kind = type(error).__module__.partition(".")[0]
-    if kind == "pydantic_core":
-        return _explain_setting(error)
-    if kind in ("adapters", "hydra", "omegaconf"):
-        return re.sub(r"\s+", " ", str(error)).strip()
-    return None
-
-
-def _explain_setting(error: Any) -> str:
-    """Name the first setting that was refused, and why."""
-    first = error.errors()[0]
-    return f"the setting {'.'.join(map(str, first['loc']))}={first['input']!r} is refused: {first['msg']}."
 
 
 def _complain(message: str) -> int:

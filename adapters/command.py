@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
+from typing import Any
 
-import hydra
-from omegaconf import DictConfig
+from adapters.errors import UserError
 
 
 class CommandFailed(BaseException):
     """Carries a command's exception (`__cause__`) past Hydra, which would print lines of its own about it."""
 
 
-def command(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
-    """Make a function of a configuration the `main` of `surefoot NAME`, configured by configs/NAME.yaml."""
+def command(name: str) -> Callable[[Callable[[Any], None]], Callable[[], None]]:
+    """Make a function of a `DictConfig` the `main` of `surefoot NAME`, configured by configs/NAME.yaml."""
+    import hydra  # a second of import, which `surefoot --help` should not wait for
 
-    def decorate(task: Callable[[DictConfig], None]) -> Callable[[], None]:
+    def decorate(task: Callable[[Any], None]) -> Callable[[], None]:
         @functools.wraps(task)
-        def guarded(config: DictConfig) -> None:
+        def guarded(config: Any) -> None:
             try:
                 task(config)
             except Exception as error:
@@ -27,3 +29,22 @@ def command(name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], 
         return hydra.main(version_base=None, config_path="pkg://configs", config_name=name)(guarded)
 
     return decorate
+
+
+def explain(error: BaseException | None) -> str | None:
+    """One line for an error that a person can mend, or None for a defect of ours."""
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error.name} is not installed; install the extra that brings it, for example 'surefoot[train,sim]'."
+    library = type(error).__module__.partition(".")[0]
+    if library == "pydantic_core":
+        return _explain_setting(error)
+    if isinstance(error, UserError) or library in ("hydra", "omegaconf"):
+        # Hydra goes on to list its search path, which tells a person nothing.
+        return re.sub(r"\s+", " ", str(error).partition("Config search path")[0]).strip()
+    return None
+
+
+def _explain_setting(error: Any) -> str:
+    """Name the first setting that was refused, and why."""
+    first = error.errors()[0]
+    return f"the setting {'.'.join(map(str, first['loc']))}={first['input']!r} is refused: {first['msg']}."

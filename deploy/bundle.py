@@ -7,8 +7,10 @@ that every runtime must reproduce, `validation.json` where there was a validatio
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +43,7 @@ __all__ = [
     "ObservationTerm",
     "Provenance",
     "RobotDescription",
+    "attach_validation",
     "read_spec",
     "write_bundle",
 ]
@@ -57,11 +60,12 @@ class Bundle:
     Attributes:
         path: the folder.
         manifest: what bundle.json says.
-        sha256: hash of bundle.json, which names the bundle, since bundle.json hashes all else.
+        sha256: names the bundle: the hash of what bundle.json says, hashes of all else included, without its line
+            about validation.json, so that a bundle keeps its name when its own report is put into it.
     """
 
     def __init__(self, path: Path, spec: BundleSpec) -> None:
-        self.path, self.manifest, self.sha256 = path, spec, sha256(path / SPEC)
+        self.path, self.manifest, self.sha256 = path, spec, _name(spec)
         obs_dim, act_dim = spec.obs_dim, spec.act_dim
         inputs = {"obs": obs_dim} if spec.context is None else {"obs": obs_dim, "context": spec.context.dim}
         self._policy = _session(path / POLICY, inputs, {"action": act_dim})
@@ -295,6 +299,35 @@ def write_bundle(
         except UserError as error:
             raise UserError(str(error).replace(str(draft), str(path))) from error
     return whole
+
+
+def attach_validation(path: str | Path, report: dict[str, Any]) -> None:
+    """Put a validation report into the bundle that it is of, in place of an older one.
+
+    Args:
+        path: the bundle.
+        report: its validation report.
+
+    Raises:
+        UserError: the bundle is not whole, the report is of another, or the place cannot be written.
+    """
+    path = Path(path)
+    bundle = Bundle.load(path)
+    if report["bundle"] != bundle.sha256:
+        raise UserError(f"the validation report is of another bundle than {path}; validate this one.")
+    with atomic_path(path) as draft:
+        shutil.copytree(path, draft)
+        (draft / VALIDATION).write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+        files = {**bundle.manifest.files, VALIDATION: sha256(draft / VALIDATION)}
+        spec = BundleSpec.model_validate(bundle.manifest.model_dump() | {"files": files})
+        (draft / SPEC).write_text(spec.to_json())
+
+
+def _name(spec: BundleSpec) -> str:
+    """The hash that names a bundle."""
+    files = {name: digest for name, digest in spec.files.items() if name != VALIDATION}
+    unnamed = BundleSpec.model_validate(spec.model_dump() | {"files": files})
+    return hashlib.sha256(unnamed.to_json().encode()).hexdigest()
 
 
 def _with_metadata(model: bytes, text: str) -> bytes:

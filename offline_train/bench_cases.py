@@ -40,12 +40,13 @@ EPISODES, EPISODE_STEPS = 4, 150
 SPEED_CASES = 10 + len(ESTIMATORS)
 LATENCY_CALLS = 2_000
 
-SPEED_CAPTION = f"""\
-Speeds: best repeat (median). us: microseconds of one call, median (99th percentile). plain: an ordinary implementation
-of the same work, in this run. peer: a published figure, measured on another machine.
-SAC, AugWM: gradient steps, 2x256, batch 256. ensemble: gradient steps of 7 members, 4x200, batch 256. model rollout:
-{ROLLOUT_STARTS:,} starts, 5 steps, with penalty. closed loop: the controller in every world of {" and ".join(SUITES)},
-{EPISODES} episodes each. context update, controller: one robot."""
+SPEED_CAPTION = (
+    "Speeds: best repeat (median). us: microseconds of one call, median (99th percentile). plain: an ordinary "
+    "implementation of the same work, in this run. peer: a published figure, measured on another machine. "
+    "SAC, AugWM: gradient steps, 2x256, batch 256. ensemble: gradient steps of 7 members, 4x200, batch 256. "
+    f"model rollout: {ROLLOUT_STARTS:,} starts, 5 steps, with penalty. closed loop: the controller in every world of "
+    f"{' and '.join(SUITES)}, {EPISODES} episodes each. context update, controller: one robot."
+)
 
 Work = Callable[[float], int]
 """Does that share of the usual work, but at least one unit of it; returns how many units it did."""
@@ -75,7 +76,7 @@ class Case(NamedTuple):
     unit: str
     ours: Work
     plain: Work
-    repeats: int = 4
+    repeats: int = 3
     peer: Peer | None = None
     latency: bool = False
 
@@ -266,7 +267,7 @@ def closed_loop_case(bundle: Bundle, threads: int) -> Case:
 
     name = f"closed loop, {'context' if inferred else 'no context'}, {threads} thread{'s' * (threads > 1)}"
     peer = None if inferred else Peer("gymnasium", 28_000)
-    return Case(name, "steps", ours, plain_work, repeats=3, peer=peer)
+    return Case(name, "steps", ours, plain_work, peer=peer)
 
 
 def context_case(bundle: Bundle, estimator: str) -> Case:

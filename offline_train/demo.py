@@ -18,7 +18,7 @@ from adapters.command import command
 from adapters.errors import UserError
 from adapters.files import read_json, write_json
 from adapters.progress import progress_bar
-from deploy.bundle import Bundle
+from deploy.bundle import Bundle, attach_validation
 from offline_train.export import export
 from offline_train.metrics import read_metrics
 from sim.report import Column, Section, figure, score_table, write_report
@@ -184,6 +184,7 @@ def validate_once(config: DemoConfig, algorithm: str, seed: int) -> None:
             progress=lambda done, total: move(done, total=total),
         )
     write_json(path, report)
+    attach_validation(bundle, report)
 
 
 def columns(folder: Path, seeds: list[int]) -> list[Column]:

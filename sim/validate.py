@@ -18,7 +18,7 @@ from adapters.command import command
 from adapters.errors import UserError
 from adapters.files import write_json
 from adapters.progress import progress_bar
-from deploy.bundle import Bundle
+from deploy.bundle import Bundle, attach_validation
 from deploy.controller import Controller
 from sim.environments import Environment, make_environment
 from sim.oracle import OracleEstimator
@@ -248,6 +248,7 @@ class Settings(BaseModel):
     threads: int
     contexts: list[str]
     output: Path
+    attach: bool
 
 
 @command("validate")
@@ -267,6 +268,8 @@ def main(config: DictConfig) -> None:
         )
     path = settings.output / "validation.json"
     write_json(path, report)
+    if settings.attach:
+        attach_validation(settings.bundle, report)
     console = Console()
     console.print(table(report))
     console.print(f"written to {path}")

@@ -30,7 +30,7 @@ from pydantic import ValidationError
 
 import adapters.files
 from adapters.errors import UserError
-from deploy.bundle import Bundle, BundleSpec, RobotDescription, write_bundle
+from deploy.bundle import Bundle, BundleSpec, RobotDescription, attach_validation, write_bundle
 
 WriteBundle = Callable[..., Path]
 
@@ -56,6 +56,7 @@ def test_what_is_written_is_read_back(write: WriteBundle) -> None:
     assert bundle.manifest.model_copy(update={"files": {}}) == spec(rate=10.0)
     assert set(files) == {"policy.onnx", "dynamics.onnx", "golden.npz"}
     assert files["policy.onnx"] == hashlib.sha256((path / "policy.onnx").read_bytes()).hexdigest()
+    # Without a validation report the name is the hash of bundle.json itself.
     assert bundle.sha256 == hashlib.sha256((path / "bundle.json").read_bytes()).hexdigest()
 
 
@@ -320,3 +321,20 @@ def test_sizes_and_places_of_a_robot() -> None:
     assert (leg.obs_dim, leg.act_dim, leg.control_dt) == (OBS, ACT, DT)
     assert leg.index("joint_velocity", "hip") == 3
     assert leg.index("joint_effort", "hip") is None
+
+
+def test_a_report_put_in_does_not_rename_the_bundle(write: WriteBundle) -> None:
+    path = write()
+    name = Bundle.load(path).sha256
+    for mean in (1.0, 2.0):
+        attach_validation(path, {"schema": 1, "bundle": name, "return_mean": mean})
+        loaded = Bundle.load(path)
+        assert loaded.sha256 == name
+        assert loaded.validation() == {"schema": 1, "bundle": name, "return_mean": mean}
+
+
+def test_a_report_of_another_bundle_is_refused(write: WriteBundle) -> None:
+    path = write()
+    with pytest.raises(UserError, match="another bundle"):
+        attach_validation(path, {"schema": 1, "bundle": "0" * 64})
+    assert Bundle.load(path).validation() is None
