@@ -22,7 +22,7 @@ from offline_train.replay import Batch, ModelReplay, draw
 
 
 class MopoConfig(BaseModel):
-    """Settings of MOPO; defaults are the authors' for HalfCheetah "mixed" (papers' table: h = 5, lambda = 1)."""
+    """Settings of MOPO; the defaults are the authors' for HalfCheetah "mixed", but for lambda (theirs: 1)."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -35,7 +35,7 @@ class MopoConfig(BaseModel):
     rollout_starts: int = Field(default=10_000, ge=1, description="real states that rollouts branch from, every epoch")
     retain_epochs: int = Field(default=5, ge=1, description="epochs of rollouts kept")
     penalty: str = Field(default="max_aleatoric", description="uncertainty penalty by name")
-    penalty_weight: float = Field(default=1.0, ge=0, description="lambda")
+    penalty_weight: float = Field(default=0.5, ge=0, description="lambda")
     sac: SacConfig = SacConfig()
 
     @field_validator("penalty")
