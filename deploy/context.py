@@ -88,9 +88,19 @@ class ChangeDetector:
         """Forget what is usual."""
         self.fast, self.slow, self.count = (np.zeros(self.batch) for _ in range(3))
 
+    def bound(self, squared_residual: np.ndarray) -> np.ndarray:
+        """Cap the squared residual of one step, once it is known what is usual, so that one step alone is no change.
+
+        A change shows in two steps or more; a single one that stands out is a glitch of a sensor.
+        """
+        known = self.count > 3 * self.settings.fast
+        largest = 0.5 * self.settings.ratio * self.settings.fast * np.maximum(self.slow, 1e-12)
+        return np.where(known, np.minimum(squared_residual, largest), squared_residual)
+
     def update(self, squared_residual: np.ndarray, valid: np.ndarray) -> np.ndarray:
         """Take in the squared residual of one step and return whether the dynamics have just changed, bool."""
         settings = self.settings
+        squared_residual = self.bound(squared_residual)
         self.count = self.count + valid
         # Early in an episode both are plain averages, so that neither carries a made-up start.
         for name, span in (("fast", settings.fast), ("slow", settings.slow)):
@@ -117,7 +127,7 @@ class ScaleSettings:
 
     forgetting: float = 0.99
     prior_std: float = 0.25
-    min_explained: float = 0.2
+    min_explained: float = 0.05
     change: ChangeSettings = ChangeSettings()
 
 
@@ -173,6 +183,7 @@ class ScaleEstimator:
         self.offset = np.zeros(shape)
         self.certainty = np.zeros(shape)
         self.explained = np.zeros(self.batch)
+        self.lost = np.zeros(self.batch, dtype=bool)
         self.changed = np.zeros(self.batch, dtype=bool)
         self.detector.reset()
 
@@ -180,11 +191,14 @@ class ScaleEstimator:
         """Take in one transition."""
         predicted, std = self.predict_change(obs, action)
         observed = np.asarray(next_obs, dtype=np.float64) - obs
-        valid = usable(valid, predicted, observed, std)
+        asked, valid = usable(valid, observed - predicted, std)
+        self.lost = np.where(asked, ~valid, self.lost)
         lanes = valid[..., None]
         dx, dy = np.where(lanes, predicted, 0.0), np.where(lanes, observed, 0.0)
         weight = np.where(lanes, 1.0 / np.square(np.where(lanes, std, 1.0)), 0.0)
         surprise = (weight * np.square(dy - self.offset - self.scale * dx)).mean(-1)
+        # A step that stands out counts for as much as a bad step that is usual.
+        weight *= (self.detector.bound(surprise) / np.maximum(surprise, 1e-12))[..., None]
         self.changed = self.detector.update(surprise, valid)
         keep = np.where(lanes, self.settings.forgetting, 1.0)
         keep = np.where(self.changed[..., None], self.settings.change.keep, keep)
@@ -228,7 +242,7 @@ class ScaleEstimator:
         A scaling beyond the range is not clipped and passed on: what the policy would do with it is anybody's guess.
         """
         in_range = ((self.scale >= self.low) & (self.scale <= self.high)).all(-1)
-        return in_range & (self.explained >= self.settings.min_explained)
+        return in_range & (self.explained >= self.settings.min_explained) & ~self.lost
 
     def health(self) -> Health:
         """Return residual, confidence and whether a change was noticed."""
@@ -312,6 +326,7 @@ class LinearForwardEstimator:
         self.covariance[...] = np.eye(self.inputs) / self.settings.ridge
         self.smoothed = np.ones((*self.batch, obs_dim)) * self.nominal
         self.steps = np.zeros(self.batch, dtype=int)
+        self.lost = np.zeros(self.batch, dtype=bool)
         self.changed = np.zeros(self.batch, dtype=bool)
         self.detector.reset()
 
@@ -323,10 +338,13 @@ class LinearForwardEstimator:
         """Take in one transition."""
         _, std = self.predict_change(obs, action)
         observed = np.asarray(next_obs, dtype=np.float64) - obs
-        valid = usable(valid, np.concatenate([obs, action], -1), observed, std)
+        asked, valid = usable(valid, observed, std, action)
+        self.lost = np.where(asked, ~valid, self.lost)
         features = self._features(obs, action)
         error = np.where(valid[..., None], observed - self._change(features), 0.0)
         surprise = np.square(error / np.where(valid[..., None], std, 1.0)).mean(-1)
+        # A step that stands out counts for as much as a bad step that is usual.
+        error *= np.sqrt(self.detector.bound(surprise) / np.maximum(surprise, 1e-12))[..., None]
         self.changed = self.detector.update(surprise, valid)
         # A change makes the old weights a guess: the covariance grows as if most of the evidence were gone.
         self.covariance[self.changed] /= self.settings.change.keep
@@ -363,17 +381,22 @@ class LinearForwardEstimator:
 
     def _trusted(self) -> np.ndarray:
         warm = self.steps >= self.settings.warm_up
-        return warm & (np.sqrt(self.detector.fast) <= self.settings.max_residual)
+        return warm & (np.sqrt(self.detector.fast) <= self.settings.max_residual) & ~self.lost
 
     def health(self) -> Health:
         """Return residual, confidence and whether a change was noticed."""
         return Health(np.sqrt(self.detector.fast), self._trusted().astype(float), self.changed)
 
 
-def usable(valid: Any, *arrays: np.ndarray) -> np.ndarray:
-    """Return which lanes may be learned from: those asked for whose numbers are all finite."""
-    finite = np.logical_and.reduce([np.isfinite(array).all(-1) for array in arrays])
-    return finite if valid is None else finite & np.asarray(valid, dtype=bool)
+# Numbers beyond this are a broken sensor's; their squares would swamp the sums for ever.
+LARGEST = 1e6
+
+
+def usable(valid: Any, *arrays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return which lanes are asked for, and which of them hold only numbers that can be learned from."""
+    sound = np.logical_and.reduce([(np.abs(array) < LARGEST).all(-1) for array in arrays])
+    asked = np.ones_like(sound) if valid is None else np.broadcast_to(np.asarray(valid, dtype=bool), sound.shape)
+    return asked, asked & sound
 
 
 ESTIMATORS = ("linear_forward", "scale", "affine", "shared_scale")
@@ -396,14 +419,23 @@ def make_estimator(
         UserError: there is no such estimator, or it has no such setting.
     """
     low, high, nominal = (np.asarray(v, dtype=np.float64) for v in (low, high, nominal))
-    if name == "linear_forward":
-        chosen = _settings(LinearForwardSettings, settings, name)
+    chosen = estimator_settings(name, settings)
+    if isinstance(chosen, LinearForwardSettings):
         return LinearForwardEstimator(predict_change, low, high, nominal, act_dim, chosen, batch)
-    if name in ESTIMATORS:
-        chosen = _settings(ScaleSettings, settings, name)
-        form = {"affine": name == "affine", "shared": name == "shared_scale"}
-        return ScaleEstimator(predict_change, low, high, nominal, chosen, batch, **form)
-    raise UserError(f"there is no context estimator '{name}'; choose one of {', '.join(ESTIMATORS)}.")
+    form = {"affine": name == "affine", "shared": name == "shared_scale"}
+    return ScaleEstimator(predict_change, low, high, nominal, chosen, batch, **form)
+
+
+def estimator_settings(name: str, given: Mapping[str, Any] | None = None) -> ScaleSettings | LinearForwardSettings:
+    """Return an estimator's settings, its defaults where nothing is given.
+
+    Raises:
+        UserError: there is no such estimator, or it has no such setting.
+    """
+    if name not in ESTIMATORS:
+        raise UserError(f"there is no context estimator '{name}'; choose one of {', '.join(ESTIMATORS)}.")
+    kind = LinearForwardSettings if name == "linear_forward" else ScaleSettings
+    return _settings(kind, given, name)
 
 
 def _settings(kind: Any, given: Mapping[str, Any] | None, estimator: str) -> Any:

@@ -23,7 +23,10 @@ from adapters.command import command
 from adapters.errors import UserError
 from adapters.files import write_json
 from adapters.progress import progress_bar
+from deploy.bundle import Bundle
 from offline_train.bench_cases import SPEED_CAPTION, SPEED_CASES, Case, Work, speed_cases
+from sim.context_sweep import VARIANTS, sweep
+from sim.context_sweep import table as context_table
 
 SCHEMA = 1
 WARM_UP = 0.1
@@ -54,6 +57,9 @@ class BenchConfig(BaseModel):
     name: str
     json_file: Path | None = Field(alias="json")
     effort: float = Field(gt=0, le=10)
+    bundle: Path | None
+    suites: list[str] = Field(min_length=1)
+    episodes: int = Field(ge=1)
 
 
 def bench(config: BenchConfig) -> dict[str, Any]:
@@ -63,7 +69,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         UserError: there is no such benchmark.
     """
     if config.name not in BENCHMARKS:
-        raise UserError(f"there is no benchmark '{config.name}'; choose one of {', '.join(BENCHMARKS)}.")
+        raise UserError(f"there is no benchmark '{config.name}'; choose one of {', '.join(BENCHMARKS)}, context.")
     torch.set_num_threads(1)
     benchmark = BENCHMARKS[config.name]
     rows: list[dict[str, Any]] = []
@@ -124,8 +130,30 @@ def _latencies(sides: dict[str, Work], case: Case, effort: float) -> dict[str, A
     return {"unit": "us", "p50": p50, "p99": p99, "ratio": p50["plain"] / p50["ours"]}
 
 
-def show(report: dict[str, Any]) -> None:
-    """Print the report as a table."""
+def context_sweep(config: BenchConfig) -> dict[str, Any]:
+    """Compare context estimators and their settings on one bundle and return the figures as JSON.
+
+    Raises:
+        UserError: no bundle is given, or its policy reads no context.
+    """
+    if config.bundle is None:
+        raise UserError("name=context compares estimators on a policy; give the bundle of one, bundle=PATH.")
+    bundle = Bundle.load(config.bundle)
+    with progress_bar("context sweep", len(VARIANTS), "variants") as move:
+        move(0)
+        rows = sweep(bundle, config.suites, config.episodes, seed=0, threads=2, progress=move)
+    return {
+        "schema": SCHEMA,
+        "name": "context",
+        "bundle": bundle.sha256,
+        "suites": config.suites,
+        "episodes": config.episodes,
+        "rows": rows,
+    }
+
+
+def speed_table(report: dict[str, Any]) -> Table:
+    """Lay the speeds out for the terminal."""
     table = Table(title="Speeds on one thread", caption=BENCHMARKS[report["name"]].caption, caption_justify="left")
     table.add_column("work")
     for title in ("Surefoot", "plain", "ratio", "peer"):
@@ -136,14 +164,14 @@ def show(report: dict[str, Any]) -> None:
         peer = row["peer"]
         published = "" if peer is None else f"{peer['name']} {peer['speed']:,}"
         table.add_row(f"{row['name']}, {row['unit']}", *cells, f"{row['ratio']:.1f}x", published)
-    Console().print(table)
+    return table
 
 
 @command("bench")
 def main(config: DictConfig) -> None:
     """The command line's entry."""
     settings = BenchConfig.model_validate(OmegaConf.to_container(config, resolve=True))
-    report = bench(settings)
+    report = context_sweep(settings) if settings.name == "context" else bench(settings)
     if settings.json_file is not None:
         write_json(settings.json_file, report)
-    show(report)
+    Console().print(context_table(report["rows"]) if settings.name == "context" else speed_table(report))

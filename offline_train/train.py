@@ -224,7 +224,10 @@ def make_algorithm(
 
 def joint_groups(robot: RobotDescription) -> list[int]:
     """Number the observation's dimensions by the joint that they measure; a base coordinate counts as a joint."""
-    names = [term.joints[0] if term.joints else term.name.removesuffix("_velocity") for term in robot.observations]
+    names = [
+        term.joints[0] if term.joints else term.name.removesuffix("_position").removesuffix("_velocity")
+        for term in robot.observations
+    ]
     order = list(dict.fromkeys(names))
     return [order.index(name) for name in names]
 

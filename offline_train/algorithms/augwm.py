@@ -23,6 +23,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from deploy.context import estimator_settings
 from offline_train.algorithms.mopo import Mopo, MopoConfig
 from offline_train.models.ensemble import DynamicsEnsemble, TerminationRule
 from offline_train.replay import Batch
@@ -43,9 +44,10 @@ class AugWmConfig(MopoConfig):
     estimator_settings: dict[str, Any] = Field(default_factory=dict, description="its settings")
 
     @model_validator(mode="after")
-    def _range_holds_one(self) -> AugWmConfig:
+    def _makes_sense(self) -> AugWmConfig:
         if not self.z_low <= 1.0 <= self.z_high:
             raise ValueError(f"z_low={self.z_low} and z_high={self.z_high} must enclose 1, the unchanged dynamics")
+        estimator_settings(self.estimator, self.estimator_settings)
         return self
 
 
