@@ -47,9 +47,8 @@ def demo(config: DemoConfig) -> Path:
     """Run every stage; returns the report's path."""
     start = time.monotonic()
     runs = [(algorithm, seed) for seed in config.seeds for algorithm in ALGORITHMS]
-    for seed in config.seeds:
-        fit = {world_model_folder(config, seed): world_model_command(config, seed)}
-        train_all(config, f"world model, seed {seed}", fit, config.ensemble_steps)
+    fit = {world_model_folder(config): world_model_command(config)}
+    train_all(config, "world model", fit, config.ensemble_steps)
     policies = {run_folder(config, *run): policy_command(config, *run) for run in runs}
     train_all(config, "MOPO and AugWM", policies, config.updates)
     for algorithm, seed in runs:
@@ -58,9 +57,9 @@ def demo(config: DemoConfig) -> Path:
     return report(config, time.monotonic() - start)
 
 
-def world_model_folder(config: DemoConfig, seed: int) -> Path:
-    """Where the world model of one seed lies."""
-    return config.output / f"world-model-{seed}"
+def world_model_folder(config: DemoConfig) -> Path:
+    """Where the world model lies that all policies are trained in."""
+    return config.output / "world-model"
 
 
 def run_folder(config: DemoConfig, algorithm: str, seed: int) -> Path:
@@ -73,14 +72,14 @@ def bundle_path(config: DemoConfig, algorithm: str, seed: int) -> Path:
     return config.output / f"{algorithm}-{seed}.bundle"
 
 
-def world_model_command(config: DemoConfig, seed: int) -> list[str]:
-    """The command that fits a world model."""
+def world_model_command(config: DemoConfig) -> list[str]:
+    """The command that fits the world model."""
     return [
         "train",
         "algorithm=none",
-        f"seed={seed}",
+        f"seed={config.seeds[0]}",
         f"ensemble.max_steps={config.ensemble_steps}",
-        f"output={world_model_folder(config, seed)}",
+        f"output={world_model_folder(config)}",
         "threads=2",
         "resume=true",
     ]
@@ -94,7 +93,7 @@ def policy_command(config: DemoConfig, algorithm: str, seed: int) -> list[str]:
         f"algorithm.updates={config.updates}",
         f"seed={seed}",
         f"ensemble.max_steps={config.ensemble_steps}",
-        f"world_model={world_model_folder(config, seed)}",
+        f"world_model={world_model_folder(config)}",
         f"output={run_folder(config, algorithm, seed)}",
         "resume=true",
     ]
@@ -208,10 +207,9 @@ def section(folder: Path, title: str) -> tuple[Section, dict[str, Any]]:
     yardstick = made_of[0].reports[0]["yardstick_return"]
     seeds = f"{len(settings.seeds)} training seed{'s' if len(settings.seeds) > 1 else ''}"
     about = f"{seeds}, {settings.updates:,} updates of each policy, {settings.episodes} episodes in every world"
-    models = [read_json(folder / "world-models" / f"{seed}.json") for seed in settings.seeds]
     record = read_json(folder / "demo.json")
     details = {
-        "world_models": models,
+        "world_models": [read_json(folder / "world_model.json")],
         "provenance": {key: value for key, value in record.items() if key != "config"},
         "commands": [
             f"surefoot demo seeds={str(settings.seeds).replace(' ', '')} updates={settings.updates} "
@@ -239,9 +237,7 @@ def report(config: DemoConfig, seconds: float) -> Path:
 
 def record_once(config: DemoConfig, seconds: float) -> None:
     """Keep what the results are a function of, and the time that they took when they were made."""
-    for seed in config.seeds:
-        errors = read_json(world_model_folder(config, seed) / "world_model.json")
-        write_json(config.output / "world-models" / f"{seed}.json", errors)
+    write_json(config.output / "world_model.json", read_json(world_model_folder(config) / "world_model.json"))
     path, settings = config.output / "demo.json", config.model_dump(mode="json", exclude={"output", "processes"})
     if path.is_file() and read_json(path)["config"] == settings:
         return
