@@ -1,0 +1,46 @@
+"""The sweep over context estimators runs every variant over the same worlds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import sim.context_sweep
+from adapters.errors import UserError
+from deploy.bundle import Bundle
+from deploy.context import ESTIMATORS, estimator_settings
+from sim.context_sweep import VARIANTS, Variant, sweep, table
+from sim.validate import validate
+
+
+def test_rows_are_what_validation_measures(
+    make_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite = tmp_path / "worlds.yaml"
+    suite.write_text('- name: mass-1-damping-1\n- name: heavy\n  body_mass: {"*": 1.5}\n')
+    bundle = make_bundle()
+    monkeypatch.setattr(sim.context_sweep, "STEPS", 20)
+    done: list[int] = []
+    variants = [Variant("", {}), Variant("scale", {"min_explained": -1e9})]
+    rows = sweep(Bundle.load(bundle), [str(suite)], 2, 3, variants, progress=done.append)
+    assert done == [1, 2]
+    report = validate(bundle, [suite], episodes=2, seed=3, steps=20, contexts=["nominal", "inferred"])
+    for row, context in zip(rows, ("nominal", "inferred"), strict=True):
+        returns = {cell["name"]: cell["return_mean"] for cell in report["cells"] if cell["context"] == context}
+        assert row["original"] == pytest.approx(returns["mass-1-damping-1"])
+        assert row[str(suite)] == pytest.approx(sum(returns.values()) / 2)
+    assert table(rows).row_count == 2
+
+
+def test_variants_are_all_known_and_differ() -> None:
+    for variant in VARIANTS[1:]:
+        estimator_settings(variant.estimator, variant.settings)
+    assert len({(v.estimator, str(v.settings)) for v in VARIANTS}) == len(VARIANTS)
+    assert {v.estimator for v in VARIANTS} == {"", *ESTIMATORS}
+
+
+def test_a_policy_without_a_context_is_refused(make_bundle: Callable[..., Path]) -> None:
+    with pytest.raises(UserError, match="reads no context"):
+        sweep(Bundle.load(make_bundle(context=False)), ["mass-damping"], 1, 0)
