@@ -122,12 +122,17 @@ class ScaleSettings:
         forgetting: weight of the evidence a step later; 0.99 remembers about 100 steps.
         prior_std: how far from 1 a scaling is expected to lie before anything is seen.
         min_explained: share of the squared residual at z = 1 that the fit must explain for its context to be used.
+        least: smallest scaling passed on. Below 1 the loop feeds itself: a policy that is told that it moves less than
+            expected moves less, and then does (results/README.md).
+        most: largest scaling passed on.
         change: change detection.
     """
 
     forgetting: float = 0.99
     prior_std: float = 0.25
-    min_explained: float = 0.05
+    min_explained: float = 0.3
+    least: float = 1.0
+    most: float = 1.15
     change: ChangeSettings = ChangeSettings()
 
 
@@ -234,7 +239,8 @@ class ScaleEstimator:
 
     def context(self, obs: np.ndarray, action: np.ndarray | None = None) -> np.ndarray:
         """Return the present scaling, nominal in lanes where it is not to be trusted."""
-        return np.where(self._trusted()[..., None], self.scale, self.nominal)
+        scaling = np.clip(self.scale, self.settings.least, self.settings.most)
+        return np.where(self._trusted()[..., None], np.clip(scaling, self.low, self.high), self.nominal)
 
     def _trusted(self) -> np.ndarray:
         """Whether the scaling explains what is observed, and is one that the policy was trained on.

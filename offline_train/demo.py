@@ -21,7 +21,8 @@ from adapters.progress import progress_bar
 from deploy.bundle import Bundle, attach_validation
 from offline_train.export import export
 from offline_train.metrics import read_metrics
-from sim.report import Column, Section, figure, score_table, write_report
+from sim.report import figure, write_report
+from sim.scores import Column, Section, score_table
 from sim.validate import validate
 
 ALGORITHMS = ("mopo", "augwm")

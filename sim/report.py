@@ -1,4 +1,4 @@
-"""What a person sees at the end: the score table, the intervals, the figure and the HTML report."""
+"""What a person opens at the end: the figure and the HTML page of the scores (sim/scores.py)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import base64
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -17,273 +16,32 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
-from rich.table import Table
-from rich.text import Text
 
 from adapters.errors import UserError
 from adapters.files import atomic_path
+from sim.environments import make_environment
+from sim.scores import (
+    Column,
+    Section,
+    World,
+    comparisons,
+    grid_position,
+    interval,
+    paired_difference,
+    scores_with_best,
+    statement,
+    world_title,
+)
 
 TEMPLATES = Path(__file__).parent / "templates"
 COLOURS = ("#5b6b82", "#8cc3e8", "#d9641e", "#2f9e77")
 HEAT = colormaps["YlGnBu"]
-
-
-class World(NamedTuple):
-    """One changed world, by its suite's name and its own."""
-
-    suite: str
-    name: str
-
-
-@dataclass(frozen=True)
-class Column:
-    """One algorithm under one context, over one or more training seeds.
-
-    Attributes:
-        title: heading of the column.
-        reports: validation reports (sim/validate.py), one for each training seed, in the order of the seeds.
-        context: nominal, inferred or oracle.
-
-    Raises:
-        UserError: there is no report, or none of its cells is of this context.
-    """
-
-    title: str
-    reports: list[dict[str, Any]]
-    context: str
-
-    def __post_init__(self) -> None:
-        if not self.reports:
-            raise UserError(f"column '{self.title}' has no validation report; give it one for each training seed.")
-        if not all(self.cells):
-            raise UserError(
-                f"column '{self.title}': a report has no context '{self.context}'; validate the bundle with it."
-            )
-
-    @functools.cached_property
-    def cells(self) -> list[dict[World, dict[str, Any]]]:
-        """Every report's cells of this context, by world."""
-        return [
-            {World(cell["suite"], cell["name"]): cell for cell in report["cells"] if cell["context"] == self.context}
-            for report in self.reports
-        ]
-
-    def worlds(self, suite: str | None = None) -> list[World]:
-        """The worlds of one suite, or of all, in the report's order."""
-        return [world for world in self.cells[0] if suite in (None, world.suite)]
-
-    def suites(self) -> list[str]:
-        """The suites, in the report's order."""
-        return list(dict.fromkeys(world.suite for world in self.cells[0]))
-
-    def returns(self, worlds: Sequence[World]) -> np.ndarray:
-        """Undiscounted returns `(seeds, worlds, episodes)`.
-
-        Raises:
-            UserError: a report lacks one of the worlds, or the reports differ in their number of episodes.
-        """
-        for world in worlds:
-            if any(world not in cells for cells in self.cells):
-                raise UserError(
-                    f"column '{self.title}' has no world '{world.name}' of suite '{world.suite}' in every report; "
-                    "validate all bundles over the same suites."
-                )
-        returns = [[cells[world]["returns"] for world in worlds] for cells in self.cells]
-        if len({len(episodes) for seed in returns for episodes in seed}) != 1:
-            raise UserError(
-                f"column '{self.title}': its reports differ in episodes; validate all of them with the same."
-            )
-        return np.asarray(returns, dtype=float)
-
-    def score(self, worlds: Sequence[World], yardstick: float) -> float:
-        """Mean return over worlds, episodes and seeds, divided by the yardstick."""
-        return float(self.returns(worlds).mean()) / yardstick
-
-
-@dataclass(frozen=True)
-class Section:
-    """One set of results in the report.
-
-    Attributes:
-        title: its label, for example "live" or "full run".
-        about: what it comes from, as a phrase without a full stop.
-        columns: the columns of its tables, over the same worlds.
-        yardstick: the return that scores 1.
-    """
-
-    title: str
-    about: str
-    columns: list[Column]
-    yardstick: float
-
-
-class Interval(NamedTuple):
-    """A figure with its bootstrap 95 % interval; the limits are NaN where there was nothing to resample."""
-
-    point: float
-    low: float
-    high: float
-    resampled: str
-
-
-class Difference(NamedTuple):
-    """The mean difference of two columns' scores with its interval, and the difference within each training seed."""
-
-    interval: Interval
-    by_seed: list[float]
-
-    @property
-    def verdict(self) -> str:
-        """`gain` or `loss` where the interval and every training seed lie on one side of zero, else `inconclusive`.
-
-        One policy stands behind all worlds of a seed, which the bootstrap within worlds does not see: its interval
-        alone would claim too much. The 95 % interval of a bootstrap over two or three whole seeds is their range,
-        so for these the condition on the seeds is that bootstrap.
-        """
-        if min(self.interval.low, *self.by_seed) > 0:
-            return "gain"
-        return "loss" if max(self.interval.high, *self.by_seed) < 0 else "inconclusive"
-
-
-def interval(column: Column, worlds: Sequence[World], yardstick: float, samples: int = 2000, seed: int = 0) -> Interval:
-    """Interquartile mean of a column's scores over training seeds and worlds, with a stratified bootstrap interval.
-
-    Every world is a stratum: its training seeds are drawn anew, with replacement, apart from those of other worlds
-    (Agarwal et al. 2021, "Deep RL at the edge of the statistical precipice", section 4). With one training seed its
-    episodes are drawn instead, and the interval says nothing about another training.
-
-    Args:
-        column: what was measured.
-        worlds: the worlds to take together.
-        yardstick: the return that scores 1.
-        samples: bootstrap samples.
-        seed: of the bootstrap.
-    """
-    return _bootstrap(column.returns(worlds) / yardstick, _interquartile_mean, samples, seed)
-
-
-def paired_difference(
-    a: Column, b: Column, worlds: Sequence[World], yardstick: float, samples: int = 2000, seed: int = 0
-) -> Difference:
-    """Mean of a's score minus b's, paired by world and training seed, with a stratified bootstrap interval.
-
-    With one training seed the pairs are episodes: validation starts them alike in every column.
-
-    Raises:
-        UserError: the columns differ in their number of seeds or episodes.
-    """
-    ours, theirs = a.returns(worlds) / yardstick, b.returns(worlds) / yardstick
-    if ours.shape != theirs.shape:
-        raise UserError(
-            f"'{a.title}' has (seeds, worlds, episodes) {ours.shape} and '{b.title}' {theirs.shape}; "
-            "they can be paired only if both have the same."
-        )
-    difference = ours - theirs
-    return Difference(
-        _bootstrap(difference, lambda scores: scores.mean((-2, -1)), samples, seed), difference.mean((1, 2)).tolist()
-    )
-
-
-def _bootstrap(scores: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], samples: int, seed: int) -> Interval:
-    """Percentile interval of a statistic of `(..., seeds, worlds)`, from scores `(seeds, worlds, episodes)`."""
-    by_seed = len(scores) > 1
-    units = scores.mean(2) if by_seed else scores[0].T
-    point = float(statistic(scores.mean(2)))
-    if len(units) == 1:
-        return Interval(point, math.nan, math.nan, "nothing")
-    picks = np.random.default_rng(seed).integers(len(units), size=(samples, *units.shape))
-    drawn = units[picks, np.arange(units.shape[1])]
-    values = statistic(drawn if by_seed else drawn.mean(1, keepdims=True))
-    low, high = np.percentile(values, [2.5, 97.5])
-    return Interval(point, float(low), float(high), "training seeds" if by_seed else "episodes")
-
-
-def _interquartile_mean(scores: np.ndarray) -> np.ndarray:
-    """What `sim.validate.interquartile_mean` is, over `(..., seeds, worlds)`: a quarter is left out at either end."""
-    ordered = np.sort(scores.reshape(*scores.shape[:-2], -1))
-    cut = ordered.shape[-1] // 4
-    return ordered[..., cut : ordered.shape[-1] - cut].mean(-1)
-
-
-def statement(difference: Difference, a: str, b: str) -> str:
-    """Say in one or two sentences what a difference shows, and no more than its interval carries."""
-    point, low, high, resampled = difference.interval
-    if math.isnan(low):
-        return f"{a} minus {b}: {point:+.3f}. One episode of one training seed gives no interval: nothing is shown."
-    span = f"{point:+.3f} (95 % interval {low:+.3f} to {high:+.3f})"
-    text = {
-        "gain": f"{a} scored higher than {b}: {span}.",
-        "loss": f"{a} scored lower than {b}: {span}.",
-        "inconclusive": f"No difference shown between {a} and {b}: {span}.",
-    }[difference.verdict]
-    if resampled == "episodes":
-        return f"{text} One training seed: another training may come out otherwise."
-    return f"{text} By training seed: {', '.join(f'{value:+.3f}' for value in difference.by_seed)}."
-
-
-def comparisons(columns: Sequence[Column]) -> list[tuple[str, Column, Column]]:
-    """The pairs worth comparing: a question, and the two columns whose difference answers it."""
-
-    def bundles(column: Column) -> list[str]:
-        return [report["bundle"] for report in column.reports]
-
-    def of(context: str) -> list[Column]:
-        return [column for column in columns if column.context == context]
-
-    pairs = []
-    for ours in of("inferred"):
-        adapted = [column for column in of("nominal") if bundles(column) == bundles(ours)]
-        others = [column for column in of("nominal") if bundles(column) != bundles(ours)]
-        best = [column for column in of("oracle") if bundles(column) == bundles(ours)]
-        pairs += [("What adaptation gained or lost", ours, other) for other in adapted]
-        pairs += [(f"Against {other.title}", ours, other) for other in others]
-        pairs += [("What a perfect context would change", other, ours) for other in best]
-    return pairs
-
-
-def score_table(columns: Sequence[Column], yardstick: float, title: str = "score over changed worlds") -> Table:
-    """Lay the scores out for the terminal: a row for each changed world, with means by suite and in all.
-
-    The best of the columns that a robot can have, which the oracle is not, is bold.
-    """
-    table = Table(title=title, caption=f"score = mean return / {yardstick:,.0f}; bold = best without the oracle")
-    table.add_column("changed world", no_wrap=True)
-    for column in columns:
-        table.add_column(column.title, justify="right")
-    for suite in columns[0].suites():
-        worlds = columns[0].worlds(suite)
-        for world in worlds:
-            table.add_row(world_title(columns[0].cells[0][world]), *_score_texts(columns, [world], yardstick))
-        table.add_section()
-        table.add_row(Text(f"{suite}: mean", "italic"), *_score_texts(columns, worlds, yardstick))
-        table.add_section()
-    table.add_row(Text("all: mean", "italic"), *_score_texts(columns, columns[0].worlds(), yardstick))
-    return table
-
-
-def _score_texts(columns: Sequence[Column], worlds: Sequence[World], yardstick: float) -> list[Text]:
-    return [Text(f"{score:.2f}", "bold" if best else "") for score, best in _scores(columns, worlds, yardstick)]
-
-
-def _scores(columns: Sequence[Column], worlds: Sequence[World], yardstick: float) -> list[tuple[float, bool]]:
-    """Each column's score, and whether it is the best of those that are not the oracle's."""
-    scores = [column.score(worlds, yardstick) for column in columns]
-    real = [column.context != "oracle" for column in columns]
-    best = max((score for score, is_real in zip(scores, real, strict=True) if is_real), default=math.nan)
-    return [(score, is_real and score == best) for score, is_real in zip(scores, real, strict=True)]
-
-
-def grid_position(cell: Mapping[str, Any]) -> tuple[float, float] | None:
-    """The multipliers of (mass, damping) where a cell is a point of the mass x damping grid, else None."""
-    change = {key: value for key, value in cell["perturbation"].items() if key != "name"}
-    if set(change) == {"body_mass", "dof_damping"} and all(set(value) == {"*"} for value in change.values()):
-        return change["body_mass"]["*"], change["dof_damping"]["*"]
-    return None
-
-
-def world_title(cell: Mapping[str, Any]) -> str:
-    """A world's name, marked where nothing in it is changed."""
-    return f"{cell['name']} (original)" if grid_position(cell) == (1, 1) else str(cell["name"])
+# What a robot is, by its environment, for a reader who has not seen it.
+ROBOTS = {
+    "halfcheetah": "runs in a plane on a back and a front leg, each with a thigh, a shin and a foot",
+    "hopper": "hops in a plane on one leg",
+    "walker2d": "walks in a plane on two legs",
+}
 
 
 def figure(path: Path, sections: Sequence[Section]) -> None:
@@ -359,9 +117,9 @@ def _draw_bars(section: Section, worlds: Sequence[World], place: SubFigure, top:
     axes[0].set_ylabel(f"score (1 = return {section.yardstick:,.0f})")
     # Below the panels, where no bar can lie under it.
     place.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(section.columns))
-    resampled = interval(section.columns[0], worlds[:1], section.yardstick, samples=1).resampled
+    over = interval(section.columns[0], worlds[:1], section.yardstick, samples=1).over
     place.suptitle(
-        f"Score by changed world (bar: interquartile mean; line: 95 % interval over {resampled})", fontsize=12
+        f"Score by changed world (bar: interquartile mean; line: 95 % bootstrap interval over {over})", fontsize=12
     )
 
 
@@ -397,7 +155,8 @@ def _bar_label(cell: Mapping[str, Any]) -> str:
 def _shade(score: float, top: float) -> tuple[str, str]:
     """The background of a score, and the text colour that can be read on it."""
     red, green, blue, _ = HEAT(min(max(score / top, 0.0), 1.0))
-    light = 0.299 * red + 0.587 * green + 0.114 * blue > 0.55
+    # Relative luminance (WCAG 2): black and white have the same contrast at 0.18.
+    light = 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2 > 0.18
     return f"#{round(red * 255):02x}{round(green * 255):02x}{round(blue * 255):02x}", "#111111" if light else "#ffffff"
 
 
@@ -412,10 +171,11 @@ def write_report(
         figure_png: what `figure` wrote.
         details: by section title, each part optional: `world_models`, for each training seed what `surefoot train`
             measured (holdout_mse, horizon_rmse by horizon); `provenance`, from a label to a text, a number, a list or
-            a dict; `commands`, the lines that repeat the section.
+            a dict, where `rows` of `data set` are the recorded steps; `commands`, the lines that repeat the section.
 
     Raises:
-        UserError: the figure cannot be read, the report cannot be written, or a section's columns do not fit.
+        UserError: the figure cannot be read, the report cannot be written, a section's columns do not fit, or their
+            environment is not known.
     """
     jinja = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -423,6 +183,7 @@ def write_report(
     text = jinja.get_template("report.html.j2").render(
         sections=[_view(section, details.get(section.title, {}), _top(sections)) for section in sections],
         yardstick=sections[0].yardstick,
+        robot=_robot_view(sections[0], details.get(sections[0].title, {})),
         figure=base64.b64encode(_read(figure_png)).decode(),
     )
     with atomic_path(Path(path)) as draft:
@@ -452,6 +213,23 @@ def _scopes(section: Section) -> dict[str, list[World]]:
     first = section.columns[0]
     scopes = {suite: first.worlds(suite) for suite in first.suites()}
     return scopes if len(scopes) == 1 else scopes | {"all worlds": first.worlds()}
+
+
+def _robot_view(section: Section, details: Mapping[str, Any]) -> dict[str, Any]:
+    """What the text says of the robot, its task and its data, which all sections share."""
+    report = section.columns[0].reports[0]
+    environment = make_environment(report["env"])
+    return {
+        "name": environment.gym_id,
+        "about": ROBOTS.get(environment.name),
+        "observations": environment.obs_dim,
+        "motors": environment.action_names,
+        "control_dt": environment.control_dt,
+        "bonus": environment.config.healthy_reward,
+        "steps": report["steps"],
+        "rows": details.get("provenance", {}).get("data set", {}).get("rows"),
+        "suites": section.columns[0].suites(),
+    }
 
 
 def _view(section: Section, details: Mapping[str, Any], top: float) -> dict[str, Any]:
@@ -485,7 +263,7 @@ def _summary_view(section: Section) -> list[dict[str, Any]]:
     return [
         {
             "scope": scope,
-            "resampled": row[0].resampled,
+            "over": row[0].over,
             "bars": [
                 {
                     "title": column.title,
@@ -519,7 +297,7 @@ def _table_view(section: Section, top: float) -> list[dict[str, Any]]:
     """The score table, coloured: for each suite its worlds and their mean."""
 
     def row(label: str, worlds: Sequence[World]) -> dict[str, Any]:
-        scores = _scores(section.columns, worlds, section.yardstick)
+        scores = scores_with_best(section.columns, worlds, section.yardstick)
         cells = [{"text": f"{score:.2f}", "shade": _shade(score, top), "best": best} for score, best in scores]
         return {"label": label, "cells": cells}
 

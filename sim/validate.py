@@ -203,10 +203,17 @@ def _aggregate(cells: list[dict[str, Any]]) -> dict[str, float]:
     return {"return_mean": float(returns.mean()), "return_iqm": interquartile_mean(returns)}
 
 
-def interquartile_mean(values: np.ndarray) -> float:
-    """Return the mean of the middle half: a quarter of the values, rounded down, is left out at either end."""
-    cut = math.floor(len(values) / 4)
-    return float(np.sort(values)[cut : len(values) - cut].mean())
+def interquartile_mean(values: np.ndarray, axis: int | None = None) -> Any:
+    """Return the mean of the middle half: a quarter of the values, rounded down, is left out at either end.
+
+    Args:
+        values: of any shape.
+        axis: the axis to go along; None takes all values together, and returns one number.
+    """
+    ordered = np.sort(values, axis)
+    along = 0 if axis is None else axis
+    count = ordered.shape[along]
+    return ordered.take(range(count // 4, count - count // 4), along).mean(along)
 
 
 def table(report: dict[str, Any]) -> Table:

@@ -44,6 +44,9 @@ def given_change(obs: np.ndarray, action: np.ndarray) -> tuple[np.ndarray, np.nd
 def make(
     name: str, batch: tuple[int, ...] = (), predict: PredictChange = predict_change, **chosen: Any
 ) -> ContextEstimator:
+    """An estimator over the whole range of the policy, which is wider than the default one that is passed on."""
+    if name in FITTED:
+        chosen = {"least": 0.5, "most": 1.5, "min_explained": 0.05} | chosen
     return make_estimator(
         name,
         predict_change=predict,
@@ -406,3 +409,27 @@ def test_linear_forward_needs_the_action() -> None:
 def test_unknown_names_are_refused(name: str, chosen: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make(name, **chosen)
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_only_the_chosen_range_is_passed_on(name: str) -> None:
+    up, down = make(name, least=1.0, most=1.1), make(name, least=1.0, most=1.1)
+    above = drive(up, lambda _: np.full(OBS_DIM, 1.2), steps=200).context[-1]
+    below = drive(down, lambda _: np.full(OBS_DIM, 0.8), steps=200).context[-1]
+    np.testing.assert_allclose(above, 1.1)
+    np.testing.assert_allclose(below, 1.0)
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_a_fit_that_explains_too_little_is_not_passed_on(name: str) -> None:
+    generator = np.random.default_rng(0)
+    fits = {share: make(name, min_explained=share) for share in (0.0, 0.5)}
+    for _ in range(300):
+        obs, action = generator.standard_normal(OBS_DIM), generator.uniform(-1, 1, ACT_DIM)
+        # Half of the scaling's effect, drowned in a disturbance that no scaling explains.
+        disturbance = 0.3 * generator.standard_normal(OBS_DIM)
+        next_obs = obs + 1.2 * predict_change(obs, action)[0] + disturbance
+        for estimator in fits.values():
+            estimator.update(obs, action, next_obs)
+    assert np.abs(fits[0.0].context(obs, action) - 1.0).max() > 0.05
+    np.testing.assert_array_equal(fits[0.5].context(obs, action), NOMINAL)
