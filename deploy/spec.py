@@ -156,7 +156,7 @@ class ContextSpec(_Model):
         low: smallest context that the policy was trained on, `(dim,)`.
         high: largest.
         estimator: name of the estimator in deploy/context.py.
-        settings: its settings, where they differ from its defaults.
+        settings: its settings; what is left out is the estimator's default.
     """
 
     kind: Literal["delta_scale"]

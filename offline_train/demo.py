@@ -21,6 +21,7 @@ from adapters.progress import progress_bar
 from deploy.bundle import Bundle, attach_validation
 from offline_train.export import export
 from offline_train.metrics import read_metrics
+from sim.perturb import load_suite
 from sim.report import figure, write_report
 from sim.scores import Column, Section, score_table
 from sim.validate import validate
@@ -165,15 +166,8 @@ def validation_path(config: DemoConfig, algorithm: str, seed: int) -> Path:
 def validate_once(config: DemoConfig, algorithm: str, seed: int) -> None:
     """Validate a bundle over the suites, unless the report is there and is of this bundle and these settings."""
     bundle, path = bundle_path(config, algorithm, seed), validation_path(config, algorithm, seed)
-    if path.is_file():
-        before = read_json(path)
-        suites = {cell["suite"] for cell in before["cells"]}
-        if (before["bundle"], before["episodes"], suites) == (
-            Bundle.load(bundle).sha256,
-            config.episodes,
-            set(config.suites),
-        ):
-            return
+    if path.is_file() and is_current(read_json(path), bundle, config):
+        return
     with progress_bar(f"validate {algorithm}, seed {seed}") as move:
         report = validate(
             bundle,
@@ -185,6 +179,15 @@ def validate_once(config: DemoConfig, algorithm: str, seed: int) -> None:
         )
     write_json(path, report)
     attach_validation(bundle, report)
+
+
+def is_current(report: dict[str, Any], bundle: Path, config: DemoConfig) -> bool:
+    """Whether a validation report is of this bundle, these worlds and as many episodes."""
+    worlds = [world for suite in config.suites for world in load_suite(suite)]
+    wanted = [world.model_dump(mode="json", exclude_defaults=True) for world in worlds]
+    found = [cell["perturbation"] for cell in report["cells"] if cell["context"] == "nominal"]
+    known = (report["bundle"], report["episodes"], found)
+    return known == (Bundle.load(bundle).sha256, config.episodes, wanted)
 
 
 def columns(folder: Path, seeds: list[int]) -> list[Column]:
@@ -203,18 +206,24 @@ def columns(folder: Path, seeds: list[int]) -> list[Column]:
 
 def section(folder: Path, title: str) -> tuple[Section, dict[str, Any]]:
     """One set of results as the report takes it, and what is known of how it was made."""
-    settings = DemoConfig.model_validate(read_json(folder / "demo.json")["config"])
-    made_of = columns(folder, settings.seeds)
-    yardstick = made_of[0].reports[0]["yardstick_return"]
-    seeds = f"{len(settings.seeds)} training seed{'s' if len(settings.seeds) > 1 else ''}"
-    about = f"{seeds}, {settings.updates:,} updates of each policy, {settings.episodes} episodes in every world"
     record = read_json(folder / "demo.json")
+    settings = record["config"]
+    made_of = columns(folder, settings["seeds"])
+    yardstick = made_of[0].reports[0]["yardstick_return"]
+    count = len(settings["seeds"])
+    about = (
+        f"{count} training seed{'s' if count > 1 else ''}, {settings['updates']:,} updates of each policy, "
+        f"{settings['episodes']} episodes in every world"
+    )
     details = {
         "world_models": [read_json(folder / "world_model.json")],
         "provenance": {key: value for key, value in record.items() if key != "config"},
         "commands": [
-            f"surefoot demo seeds={str(settings.seeds).replace(' ', '')} updates={settings.updates} "
-            f"ensemble_steps={settings.ensemble_steps} episodes={settings.episodes}"
+            "surefoot demo "
+            + " ".join(
+                f"{name}={str(settings[name]).replace(' ', '')}" for name in ("seeds", "updates", "ensemble_steps")
+            )
+            + f" episodes={settings['episodes']}"
         ],
     }
     return Section(title, about, made_of, yardstick), details

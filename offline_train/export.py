@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import warnings
 from pathlib import Path
@@ -18,6 +19,7 @@ from adapters.datasets import load_dataset
 from adapters.errors import UserError
 from adapters.files import read_json
 from deploy.bundle import BundleSpec, ContextSpec, Provenance, write_bundle
+from deploy.context import estimator_settings
 from offline_train.algorithms.augwm import AugWmConfig
 from offline_train.algorithms.mopo import MopoConfig
 from offline_train.algorithms.sac import Sac
@@ -193,7 +195,8 @@ def context_spec(run: Run) -> ContextSpec | None:
         low=(config.z_low,) * dim,
         high=(config.z_high,) * dim,
         estimator=config.estimator,
-        settings=config.estimator_settings,
+        # All of them, so that a later default does not change what a bundle does.
+        settings=dataclasses.asdict(estimator_settings(config.estimator, config.estimator_settings)),
     )
 
 
