@@ -278,10 +278,10 @@ class LinearForwardSettings:
 
     forgetting: float = 0.998
     ridge: float = 0.1
-    warm_up: int = 100
+    warm_up: int = 300
     smoothing: float = 0.9
     min_change: float = 1.0
-    half_width: float = 0.25
+    half_width: float = 0.05
     max_residual: float = 100.0
     change: ChangeSettings = ChangeSettings()
 

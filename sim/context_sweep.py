@@ -37,8 +37,8 @@ class Variant(NamedTuple):
 VARIANTS = (
     Variant("", {}),
     Variant("linear_forward", {}),
-    *(Variant("linear_forward", {"warm_up": steps}) for steps in (50, 300)),
-    *(Variant("linear_forward", {"half_width": width}) for width in (0.05, 0.1, 0.5)),
+    *(Variant("linear_forward", {"warm_up": steps}) for steps in (50, 100)),
+    *(Variant("linear_forward", {"half_width": width}) for width in (0.1, 0.25, 0.5)),
     *(Variant("linear_forward", {"forgetting": weight}) for weight in (0.99, 0.997, 1.0)),
     *(Variant("linear_forward", {"ridge": ridge}) for ridge in (0.01, 1.0)),
     *(Variant("linear_forward", {"smoothing": share}) for share in (0.0, 0.98)),

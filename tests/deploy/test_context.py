@@ -44,9 +44,9 @@ def given_change(obs: np.ndarray, action: np.ndarray) -> tuple[np.ndarray, np.nd
 def make(
     name: str, batch: tuple[int, ...] = (), predict: PredictChange = predict_change, **chosen: Any
 ) -> ContextEstimator:
-    """An estimator over the whole range of the policy, which is wider than the default one that is passed on."""
-    if name in FITTED:
-        chosen = {"least": 0.5, "most": 1.5, "min_explained": 0.05} | chosen
+    """An estimator over the whole range of the policy, which is wider than what the defaults pass on."""
+    wide = {"least": 0.5, "most": 1.5, "min_explained": 0.05} if name in FITTED else {"warm_up": 100, "half_width": 0.5}
+    chosen = wide | chosen
     return make_estimator(
         name,
         predict_change=predict,
