@@ -132,7 +132,7 @@ class ScaleSettings:
     prior_std: float = 0.25
     min_explained: float = 0.3
     least: float = 1.0
-    most: float = 1.15
+    most: float = 1.05
     change: ChangeSettings = ChangeSettings()
 
 

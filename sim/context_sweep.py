@@ -48,7 +48,9 @@ VARIANTS = (
     Variant("affine", {}),
     Variant("shared_scale", {}),
     *(Variant("shared_scale", {"forgetting": weight}) for weight in (0.98, 0.995)),
-    *(Variant("shared_scale", {"min_explained": share}) for share in (0.2, 0.4)),
+    *(Variant("shared_scale", {"min_explained": share}) for share in (0.1, 0.5)),
+    *(Variant("shared_scale", {"most": most}) for most in (1.1, 1.15)),
+    Variant("shared_scale", {"least": 0.95}),
 )
 
 
