@@ -256,7 +256,7 @@ def record_once(config: DemoConfig, seconds: float) -> None:
         path,
         {
             "config": settings,
-            "wall time": f"{seconds / 60:.0f} minutes",
+            "wall time of the call that finished it": f"{seconds / 60:.0f} minutes",
             "data set": run["dataset"],
             "commit": run["commit"],
             "versions": run["versions"],
