@@ -352,7 +352,7 @@ def test_replay_of_a_log_is_equal_to_the_bit(write: WriteBundle, estimator: str)
     bundle = Bundle.load(write(rate=20.0))
     assert bundle.manifest.context is not None
     object.__setattr__(bundle.manifest.context, "estimator", estimator)
-    obs = slow_leg(bundle, 150)
+    obs = slow_leg(bundle, 400)
     obs[40:43] = np.nan
     first, again = (run(Controller(bundle), obs) for _ in range(2))
     for one, other in zip(first, again, strict=True):
