@@ -145,7 +145,7 @@ class ScaleEstimator:
 
     where dx is the predicted and dy the observed change, s2 >= 1 is how much larger than predicted the residual is,
     and c is an offset in the affine form and 0 otherwise. A dimension that the scaling does not explain has a large
-    s2, and its z stays near 1. The idea of fitting z to observations directly is the authors' (papers: Ball et al.
+    s2, and its z stays near 1. The idea of fitting z to observations directly is the authors' (Ball et al.
     2021, future work); the affine form lets a constant external force go into c instead of z. In the shared form one
     z is fitted for all dimensions together, which a hundred noisy steps determine far better than one each.
 

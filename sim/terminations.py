@@ -1,7 +1,7 @@
 """When an episode ends: MOPO's rules, each a pure function of the observation.
 
 Only operators and methods that numpy arrays and torch tensors share are used, so that the same rule ends a model
-rollout in torch and an episode in MuJoCo. The values are those of MOPO's published code (papers.md section 6).
+rollout in torch and an episode in MuJoCo. The values are those of MOPO's published code.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def validate(
         progress: called with the control steps done so far, and with those of the whole run.
 
     Returns:
-        The validation report (DESIGN.md), as written to validation.json.
+        The validation report, as written to validation.json.
 
     Raises:
         UserError: the bundle does not fit its environment, or a suite, a world or a context is not known.

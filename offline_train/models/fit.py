@@ -11,7 +11,7 @@ from torch import Tensor
 
 from offline_train.models.ensemble import DynamicsEnsemble
 
-# MOPO's weight decays, layer by layer, the last for both heads (papers: Janner et al. 2019, bnn configuration).
+# MOPO's weight decays, layer by layer, the last for both heads (the bnn configuration of its published code).
 WEIGHT_DECAYS = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4)
 LOG_VARIANCE_BOUND_WEIGHT = 0.01
 
