@@ -51,8 +51,13 @@ def main() -> None:
     sys.argv = [f"surefoot {command}", *overrides]
     try:
         importlib.import_module(COMMANDS[command][0]).main()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read the output (head, less) has gone; nothing may be written any more, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except (Exception, CommandFailed) as failure:
         error = failure.__cause__ if isinstance(failure, CommandFailed) else failure
         message = explain(error)

@@ -153,7 +153,7 @@ class ScaleEstimator:
         predict_change: the bundle's dynamics.
         low: smallest scaling `(obs_dim,)` that the policy was trained on.
         high: largest.
-        nominal: the scaling of the original environment.
+        nominal: what the policy is told where nothing has changed; what has is a factor on it.
         settings: settings.
         batch: leading shape.
         affine: whether to fit an offset.
@@ -239,7 +239,7 @@ class ScaleEstimator:
 
     def context(self, obs: np.ndarray, action: np.ndarray | None = None) -> np.ndarray:
         """Return the present scaling, nominal in lanes where it is not to be trusted."""
-        scaling = np.clip(self.scale, self.settings.least, self.settings.most)
+        scaling = self.nominal * np.clip(self.scale, self.settings.least, self.settings.most)
         return np.where(self._trusted()[..., None], np.clip(scaling, self.low, self.high), self.nominal)
 
     def _trusted(self) -> np.ndarray:
@@ -247,7 +247,8 @@ class ScaleEstimator:
 
         A scaling beyond the range is not clipped and passed on: what the policy would do with it is anybody's guess.
         """
-        in_range = ((self.scale >= self.low) & (self.scale <= self.high)).all(-1)
+        scaling = self.nominal * self.scale
+        in_range = ((scaling >= self.low) & (scaling <= self.high)).all(-1)
         return in_range & (self.explained >= self.settings.min_explained) & ~self.lost
 
     def health(self) -> Health:
@@ -298,7 +299,7 @@ class LinearForwardEstimator:
         predict_change: the bundle's dynamics.
         low: smallest scaling `(obs_dim,)` that the policy was trained on.
         high: largest.
-        nominal: the scaling of the original environment.
+        nominal: what the policy is told where nothing has changed; what has is a factor on it.
         act_dim: size of an action.
         settings: settings.
         batch: leading shape.
@@ -379,7 +380,7 @@ class LinearForwardEstimator:
         assert action is not None, "linear_forward needs the action about to be taken"
         predicted, std = self.predict_change(obs, action)
         large = np.abs(predicted) > self.settings.min_change * std
-        ratio = self._change(self._features(obs, action)) / np.where(large, predicted, 1.0)
+        ratio = self.nominal * self._change(self._features(obs, action)) / np.where(large, predicted, 1.0)
         ratio = np.where(large & np.isfinite(ratio), np.clip(ratio, self.low, self.high), self.smoothed)
         keep = np.where(self.steps >= self.settings.warm_up, self.settings.smoothing, 1.0)[..., None]
         self.smoothed = keep * self.smoothed + (1.0 - keep) * ratio

@@ -92,7 +92,7 @@ def speed_cases(folder: Path) -> Iterator[Case]:
     model = DynamicsEnsemble(OBS_DIM, ACT_DIM, torch.Generator().manual_seed(0)).requires_grad_(False)
     mopo = Mopo(MopoConfig(), packed(real), model, never, seed=0)
     yield learner_case("SAC", mopo, real, imagined, Peer("OfflineRL-Kit", 91))
-    augwm = AugWm(AugWmConfig(), packed(real), model, never, seed=0, groups=range(OBS_DIM))
+    augwm = AugWm(AugWmConfig(), packed(real), model, never, seed=0)
     yield learner_case("AugWM", augwm, real, imagined, None)
     yield ensemble_case(real)
     yield rollout_case(mopo, real["obs"][:ROLLOUT_STARTS])

@@ -142,7 +142,7 @@ class Run:
         settings = self.config.algorithm
         assert isinstance(settings, MopoConfig), "a run with a policy has an algorithm"
         empty = torch.zeros(1, 2 * self.model.obs_dim + self.model.act_dim + 2)
-        self.algorithm = make_algorithm(settings, empty, self.model, never, self.config.seed, self.config.robot)
+        self.algorithm = make_algorithm(settings, empty, self.model, never, self.config.seed)
         self.algorithm.sac.load_state_dict(load_checkpoint(folder / "policy.safetensors"))
 
 
@@ -191,7 +191,7 @@ def context_spec(run: Run) -> ContextSpec | None:
     return ContextSpec(
         kind="delta_scale",
         dim=dim,
-        nominal=(1.0,) * dim,
+        nominal=(config.nominal,) * dim,
         low=(config.z_low,) * dim,
         high=(config.z_high,) * dim,
         estimator=config.estimator,

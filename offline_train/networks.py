@@ -39,11 +39,7 @@ class EnsembleLinear(nn.Module):
 
 
 class Critics(nn.Module):
-    """Independent action-value networks evaluated together: `(batch, obs_dim), (batch, act_dim) -> (members, batch)`.
-
-    With `layer_norm`, every hidden layer is normalised before its nonlinearity, which bounds how far the values can
-    run away where the data has no say (Ball et al. 2023, "Efficient Online RL with Offline Data", section 4.2).
-    """
+    """Independent action-value networks, evaluated together."""
 
     def __init__(
         self,
@@ -53,10 +49,9 @@ class Critics(nn.Module):
         generator: torch.Generator,
         *,
         members: int = 2,
-        layer_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.members, self.layer_norm = members, layer_norm
+        self.members = members
         sizes = [obs_dim + act_dim, *hidden, 1]
         self.layers = nn.ModuleList(EnsembleLinear(members, a, b, generator) for a, b in itertools.pairwise(sizes))
 
@@ -64,10 +59,7 @@ class Critics(nn.Module):
         """Return every member's value, `(members, batch)`."""
         hidden = torch.cat([obs, action], dim=-1).expand(self.members, -1, -1)
         for layer in self.layers[:-1]:
-            hidden = layer(hidden)
-            if self.layer_norm:
-                hidden = functional.layer_norm(hidden, hidden.shape[-1:])
-            hidden = functional.relu(hidden)
+            hidden = functional.relu(layer(hidden))
         return self.layers[-1](hidden).squeeze(-1)
 
 

@@ -208,28 +208,11 @@ def world_model_errors(model: DynamicsEnsemble, data: Data) -> dict[str, Any]:
 
 
 def make_algorithm(
-    settings: MopoConfig,
-    real: Tensor,
-    model: DynamicsEnsemble,
-    terminated: TerminationRule,
-    seed: int,
-    robot: RobotDescription,
+    settings: MopoConfig, real: Tensor, model: DynamicsEnsemble, terminated: TerminationRule, seed: int
 ) -> Mopo:
     """The algorithm that the settings are of."""
-    if isinstance(settings, AugWmConfig):
-        groups = joint_groups(robot) if settings.tie_joints else range(model.obs_dim)
-        return AugWm(settings, real, model, terminated, seed, groups)
-    return Mopo(settings, real, model, terminated, seed)
-
-
-def joint_groups(robot: RobotDescription) -> list[int]:
-    """Number the observation's dimensions by the joint that they measure; a base coordinate counts as a joint."""
-    names = [
-        term.joints[0] if term.joints else term.name.removesuffix("_position").removesuffix("_velocity")
-        for term in robot.observations
-    ]
-    order = list(dict.fromkeys(names))
-    return [order.index(name) for name in names]
+    kind = AugWm if isinstance(settings, AugWmConfig) else Mopo
+    return kind(settings, real, model, terminated, seed)
 
 
 def train_policy(
@@ -246,7 +229,7 @@ def train_policy(
         return
     real = data.packed(data.train)
     rule = TERMINATIONS[environment.config.termination]
-    algorithm = make_algorithm(settings, real, model, rule, config.seed, config.robot)
+    algorithm = make_algorithm(settings, real, model, rule, config.seed)
     if config.resume and part.is_file():
         algorithm.load_state_dict(load_checkpoint(part))
     holdout = data.batch(data.holdout).obs

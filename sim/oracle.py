@@ -17,8 +17,10 @@ MIN_CHANGE = 1.0
 class OracleEstimator:
     """A context estimator that looks: it steps the true simulator once under the candidate action.
 
-    z = true change / change predicted for the original environment, elementwise, clipped to the range that the policy
-    was trained on. Passing the true change as context is how Ball et al. 2021 bound what inference can reach.
+    z = true change / change predicted for the original environment, elementwise, times the nominal context, clipped to
+    the range that the policy was trained on. Passing the true change as context is how Ball et al. 2021 bound what
+    inference can reach. Where the bundle infers one scaling for all dimensions, it is the one that fits this step best,
+    by least squares in predicted standard deviations.
 
     Args:
         plant: the robots that the controller drives, one a lane; their states and models are read at every step.
@@ -32,6 +34,7 @@ class OracleEstimator:
         context = bundle.manifest.context
         if context is None:
             raise ValueError(f"{bundle.path} takes no context")
+        self.shared = context.estimator == "shared_scale"
         self.low, self.high, self.nominal = (np.asarray(v) for v in (context.low, context.high, context.nominal))
 
     def reset(self) -> None:
@@ -46,8 +49,15 @@ class OracleEstimator:
         predicted, std = self.predict_change(obs, action)
         true = self.plant.peek(action) - self.plant.observe()
         large = np.abs(predicted) > MIN_CHANGE * std
-        ratio = true / np.where(large, predicted, 1.0)
-        return np.where(large, np.clip(ratio, self.low, self.high), self.nominal)
+        if self.shared:
+            weight = large / np.square(np.where(large, std, 1.0))
+            fit = (weight * true * predicted).sum(-1, keepdims=True)
+            size = (weight * predicted * predicted).sum(-1, keepdims=True)
+            large = np.broadcast_to(size > 0, large.shape)
+            ratio = fit / np.where(size > 0, size, 1.0)
+        else:
+            ratio = true / np.where(large, predicted, 1.0)
+        return np.where(large, np.clip(self.nominal * ratio, self.low, self.high), self.nominal)
 
     def health(self) -> Health:
         """Return full confidence: nothing is estimated."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -136,3 +137,20 @@ def test_interrupt_ends_with_its_own_code(command_line: CommandLine, monkeypatch
 
     monkeypatch.setattr(collect, "main", interrupted)
     assert command_line("collect").code == 130
+
+
+def test_reader_that_goes_away_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "surefoot", "inspect", "--help"],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        os.close(writer)
+    assert done.returncode == 141 and done.stderr == ""

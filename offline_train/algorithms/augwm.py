@@ -10,13 +10,14 @@ elementwise, z drawn afresh for every transition and dimension. Actor and both c
 As published (configs/algorithm/augwm-published.yaml) z ~ Unif([z_low, z_high]^obs_dim), and rollouts are made with
 z = 1. Then the critics are asked about scaled next states that no rollout visits, and the actor at other z proposes
 actions that the model is never asked about. Three options close that gap: `scaled_rollouts` makes a share of the
-rollouts under a drawn z, `tie_joints` draws one z for a joint's position and velocity, which change together on a real
-robot, and `nested` draws are dense around z = 1, where most robots are. What each gives: results/README.md.
+rollouts under a drawn z, `shared` draws one z for all dimensions, which is what the `shared_scale` estimator can tell
+on a robot, and `nested` draws are dense around z = 1, where most robots are. `nominal` is a gain margin: told that the
+robot moves a little more than it does, the policy acts with more care than the world model asks for.
+What each gives: results/README.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -25,7 +26,6 @@ from torch import Tensor
 
 from deploy.context import estimator_settings
 from offline_train.algorithms.mopo import Mopo, MopoConfig
-from offline_train.models.ensemble import DynamicsEnsemble, TerminationRule
 from offline_train.replay import Batch
 
 Draw = Literal["uniform", "nested"]
@@ -37,7 +37,8 @@ class AugWmConfig(MopoConfig):
     name: Literal["augwm"] = "augwm"  # type: ignore[assignment]
     z_low: float = Field(default=0.5, gt=0, description="smallest scaling of the change of state")
     z_high: float = Field(default=1.5, gt=0, description="largest scaling")
-    tie_joints: bool = Field(default=False, description="whether a joint's position and velocity share one z")
+    nominal: float = Field(default=1.0, description="what the policy is told at the original dynamics")
+    shared: bool = Field(default=False, description="whether all dimensions share one z")
     draw: Draw = Field(default="uniform", description="uniform, or nested: each row in a random share of the range")
     scaled_rollouts: float = Field(default=0.0, ge=0, le=1, description="share of the rollouts made under a drawn z")
     estimator: str = Field(default="shared_scale", description="context estimator that the bundle carries")
@@ -47,22 +48,25 @@ class AugWmConfig(MopoConfig):
     def _makes_sense(self) -> AugWmConfig:
         if not self.z_low <= 1.0 <= self.z_high:
             raise ValueError(f"z_low={self.z_low} and z_high={self.z_high} must enclose 1, the unchanged dynamics")
+        if not self.z_low <= self.nominal <= self.z_high:
+            raise ValueError(f"nominal={self.nominal} must lie between z_low={self.z_low} and z_high={self.z_high}")
         estimator_settings(self.estimator, self.estimator_settings)
         return self
 
 
-def draw_scaling(rows: int, groups: Tensor, low: float, high: float, draw: Draw, generator: torch.Generator) -> Tensor:
-    """Draw z `(rows, obs_dim)`, afresh for every row and group of dimensions.
+def draw_scaling(
+    rows: int, dims: int, low: float, high: float, draw: Draw, generator: torch.Generator, *, shared: bool
+) -> Tensor:
+    """Draw z `(rows, dims)`, afresh for every row and dimension, or for every row alone where it is `shared`.
 
-    `groups` `(obs_dim,)` numbers each dimension's group, from 0; the dimensions of one group share their z.
     `uniform` is Unif([low, high]); `nested` is Unif([1 - w (1 - low), 1 + w (high - 1)]) with a width w ~ Unif([0, 1])
     of each row's own.
     """
     device = generator.device
-    z = torch.rand(rows, int(groups.max()) + 1, generator=generator, device=device) * (high - low) + low
+    z = torch.rand(rows, 1 if shared else dims, generator=generator, device=device) * (high - low) + low
     if draw == "nested":
         z = 1.0 + torch.rand(rows, 1, generator=generator, device=device) * (z - 1.0)
-    return z[:, groups]
+    return z.expand(rows, dims)
 
 
 def amplitude_scaling(batch: Batch, z: Tensor) -> Batch:
@@ -75,30 +79,9 @@ def amplitude_scaling(batch: Batch, z: Tensor) -> Batch:
 
 
 class AugWm(Mopo):
-    """MOPO whose learner sees scaled transitions and their scaling.
-
-    Args:
-        config: settings.
-        real: packed real transitions.
-        model: the fitted world model.
-        terminated: the environment's rule on next observations.
-        seed: of everything that is random here.
-        groups: `(obs_dim,)`, which dimensions share their z (see `draw_scaling`).
-    """
+    """MOPO whose learner sees scaled transitions and their scaling; takes what `Mopo` takes."""
 
     config: AugWmConfig
-
-    def __init__(
-        self,
-        config: AugWmConfig,
-        real: Tensor,
-        model: DynamicsEnsemble,
-        terminated: TerminationRule,
-        seed: int,
-        groups: Sequence[int],
-    ) -> None:
-        super().__init__(config, real, model, terminated, seed)
-        self.groups = torch.tensor(groups, device=real.device)
 
     @property
     def context_dim(self) -> int:
@@ -112,7 +95,9 @@ class AugWm(Mopo):
 
     def _draw(self, rows: int) -> Tensor:
         config = self.config
-        return draw_scaling(rows, self.groups, config.z_low, config.z_high, config.draw, self.generator)
+        return draw_scaling(
+            rows, self.obs_dim, config.z_low, config.z_high, config.draw, self.generator, shared=config.shared
+        )
 
     def _rollout_scaling(self, rows: int) -> Tensor | None:
         share = self.config.scaled_rollouts
@@ -126,3 +111,8 @@ class AugWm(Mopo):
 
     def _learning_batch(self, batch: Batch) -> Batch:
         return amplitude_scaling(batch, self._draw(len(batch.obs)))
+
+    @torch.no_grad()
+    def act_nominal(self, obs: Tensor) -> Tensor:
+        """The deterministic action for the original dynamics."""
+        return self.act(obs, torch.full_like(obs, self.config.nominal))

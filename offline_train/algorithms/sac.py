@@ -28,7 +28,9 @@ class SacConfig(BaseModel):
     target_entropy: float = Field(
         default=-3.0, description="entropy that the temperature is tuned to, in nats (MOPO: -3)"
     )
-    critic_layer_norm: bool = Field(default=False, description="normalise the critics' hidden layers")
+    average_rate: float = Field(
+        default=2e-4, gt=0, le=1, description="how far the averaged actor, the one that acts, moves at every update"
+    )
 
 
 def critic_target(
@@ -63,8 +65,10 @@ def temperature_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float)
 
 
 class Sac(nn.Module):
-    """Actor, twin critics, their targets and the temperature.
+    """Actor, twin critics, their targets, the temperature, and the average of the actor over past updates.
 
+    The average is what acts deterministically and what is exported: the actor itself swings from one update to the
+    next, the average of its weights does not (Polyak and Juditsky 1992; results/README.md has what it gives here).
     Observations are standardised inside, so that the outside speaks the data's units only. Actions are in [-1, 1].
 
     Args:
@@ -77,6 +81,7 @@ class Sac(nn.Module):
 
     obs_mean: Tensor
     obs_std: Tensor
+    updates: Tensor
 
     def __init__(
         self, obs_mean: Tensor, obs_std: Tensor, act_dim: int, config: SacConfig, generator: torch.Generator
@@ -85,9 +90,11 @@ class Sac(nn.Module):
         self.config, self.generator = config, generator
         self.register_buffer("obs_mean", obs_mean.clone())
         self.register_buffer("obs_std", obs_std.clone())
+        self.register_buffer("updates", torch.zeros(()))
         input_dim = len(obs_mean)
         self.actor = Actor(input_dim, act_dim, config.hidden, generator)
-        self.critics = Critics(input_dim, act_dim, config.hidden, generator, layer_norm=config.critic_layer_norm)
+        self.average_actor = copy.deepcopy(self.actor).requires_grad_(False)
+        self.critics = Critics(input_dim, act_dim, config.hidden, generator)
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
         self.log_alpha = nn.Parameter(torch.zeros(()))
         # One fused Adam for all three: each loss fills the gradients of its own parameters only.
@@ -103,8 +110,8 @@ class Sac(nn.Module):
         return (obs - self.obs_mean) / self.obs_std
 
     def forward(self, obs: Tensor) -> Tensor:
-        """Return the deterministic action `(batch, act_dim)` for raw observations `(batch, input_dim)`."""
-        return self.actor(self.normalise(obs))
+        """Return the averaged actor's action `(batch, act_dim)` for raw observations `(batch, input_dim)`."""
+        return self.average_actor(self.normalise(obs))
 
     @torch.no_grad()
     def explore(self, obs: Tensor) -> Tensor:
@@ -139,6 +146,7 @@ class Sac(nn.Module):
         (policy_loss + entropy_loss).backward()
         self.optimizer.step()
         self._move_targets()
+        self._move_average()
         return {
             "critic_loss": value_loss.detach(),
             "actor_loss": policy_loss.detach(),
@@ -150,3 +158,11 @@ class Sac(nn.Module):
     @torch.no_grad()
     def _move_targets(self) -> None:
         torch._foreach_lerp_([*self.target_critics.parameters()], [*self.critics.parameters()], self.config.target_rate)
+
+    @torch.no_grad()
+    def _move_average(self) -> None:
+        self.updates += 1
+        # A plain average at first, so that the random initial weights leave no trace in it.
+        rate = self.updates.reciprocal().clamp(min=self.config.average_rate)
+        for average, learned in zip(self.average_actor.parameters(), self.actor.parameters(), strict=True):
+            average.lerp_(learned, rate)

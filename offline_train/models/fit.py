@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from offline_train.models.ensemble import DynamicsEnsemble
@@ -32,6 +32,12 @@ class EnsembleConfig(BaseModel):
     )
     patience: int = Field(default=5, ge=1, description="epochs without a gain of 1 % in any member before stopping")
     holdout_fraction: float = Field(default=0.05, gt=0, lt=1, description="share of the episodes held out")
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> EnsembleConfig:
+        if self.elites > self.members:
+            raise ValueError(f"elites={self.elites} cannot be chosen from members={self.members}")
+        return self
 
 
 class FitData(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from toy import ROBOT, Toy, toy_batch, toy_step
+from toy import Toy, toy_batch, toy_step
 
 from offline_train.algorithms.augwm import AugWmConfig
 from offline_train.algorithms.mopo import Mopo, MopoConfig
@@ -23,7 +23,7 @@ from sim.terminations import never
 CASES: dict[str, Callable[..., MopoConfig]] = {
     "mopo": MopoConfig,
     "augwm-published": AugWmConfig,
-    "augwm": partial(AugWmConfig, tie_joints=True, draw="nested", scaled_rollouts=0.5),
+    "augwm": partial(AugWmConfig, shared=True, draw="nested", scaled_rollouts=0.5),
 }
 
 pytestmark = pytest.mark.parametrize("name", CASES)
@@ -38,9 +38,16 @@ def make(name: str, toy: Toy, seed: int = 0, **settings: Any) -> Mopo:
         "horizon": 2,
         "rollout_starts": 100,
         "retain_epochs": 2,
-        "sac": SacConfig(hidden=[32, 32], learning_rate=3e-3, discount=0.9, target_rate=0.05, target_entropy=-2.0),
+        "sac": SacConfig(
+            hidden=[32, 32],
+            learning_rate=3e-3,
+            discount=0.9,
+            target_rate=0.05,
+            target_entropy=-2.0,
+            average_rate=0.02,
+        ),
     }
-    return make_algorithm(CASES[name](**small | settings), toy.packed, toy.model, never, seed, ROBOT)
+    return make_algorithm(CASES[name](**small | settings), toy.packed, toy.model, never, seed)
 
 
 def finish(algorithm: Mopo) -> list[dict[str, float]]:

@@ -9,16 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy import ROBOT, Toy, toy_batch
+from toy import Toy, toy_batch
 
-from deploy.bundle import RobotDescription
 from offline_train.algorithms.augwm import AugWm, AugWmConfig, Draw, amplitude_scaling, draw_scaling
 from offline_train.algorithms.sac import SacConfig
 from offline_train.replay import Batch
-from offline_train.train import joint_groups
 from sim.terminations import never
-
-APART = torch.tensor([0, 1])
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -49,7 +45,7 @@ def test_amplitude_scaling_by_hand() -> None:
 @settings(max_examples=50, deadline=None)
 def test_scaling_touches_nothing_else(rows: int, seed: int, low: float, high: float, draw: Draw) -> None:
     batch = toy_batch(rows, seed)._replace(terminal=(torch.arange(rows) % 2).float())
-    z = draw_scaling(rows, APART, low, high, draw, seeded(seed))
+    z = draw_scaling(rows, 2, low, high, draw, seeded(seed), shared=seed % 2 == 0)
     assert (z >= low - 1e-6).all() and (z <= high + 1e-6).all()
     scaled = amplitude_scaling(batch, z)
     for name in ("action", "reward", "terminal"):
@@ -68,7 +64,7 @@ def test_ones_are_the_identity() -> None:
 
 
 def test_z_is_uniform_and_independent_by_row_and_dimension() -> None:
-    z = draw_scaling(40_000, APART, 0.5, 1.5, "uniform", seeded())
+    z = draw_scaling(40_000, 2, 0.5, 1.5, "uniform", seeded(), shared=False)
     # Uniform on a width of 1: mean 1, variance 1/12; the correlation of 40,000 pairs has a deviation of 1/200.
     torch.testing.assert_close(z.mean(0), torch.ones(2), atol=0.01, rtol=0)
     torch.testing.assert_close(z.var(0), torch.full((2,), 1 / 12), atol=0.002, rtol=0)
@@ -76,7 +72,7 @@ def test_z_is_uniform_and_independent_by_row_and_dimension() -> None:
 
 
 def test_nested_draws_are_dense_around_one() -> None:
-    z = draw_scaling(40_000, APART, 0.5, 1.5, "nested", seeded())
+    z = draw_scaling(40_000, 2, 0.5, 1.5, "nested", seeded(), shared=False)
     # w ~ U(0, 1), u ~ U(-1/2, 1/2): E[(w u)^2] = 1/3 x 1/12 = 1/36; P(|w u| < 1/4) = 1/2 (1 + log 2) = 0.847.
     torch.testing.assert_close(z.mean(0), torch.ones(2), atol=0.005, rtol=0)
     torch.testing.assert_close(z.var(0), torch.full((2,), 1 / 36), atol=0.001, rtol=0)
@@ -89,30 +85,24 @@ def test_nested_draws_are_dense_around_one() -> None:
 
 
 @pytest.mark.parametrize("draw", ["uniform", "nested"])
-def test_dimensions_of_a_group_share_their_z(draw: Draw) -> None:
-    z = draw_scaling(100, torch.tensor([0, 1, 0, 2, 1]), 0.5, 1.5, draw, seeded())
+def test_shared_scaling_is_one_number_for_each_row(draw: Draw) -> None:
+    z = draw_scaling(100, 5, 0.5, 1.5, draw, seeded(), shared=True)
     assert z.shape == (100, 5)
-    assert torch.equal(z[:, 0], z[:, 2]) and torch.equal(z[:, 1], z[:, 4])
-    assert not (z[:, 0] == z[:, 1]).any() and not (z[:, 0] == z[:, 3]).any()
+    assert (z == z[:, :1]).all() and len(z[:, 0].unique()) > 90
 
 
-def test_joints_are_told_apart_by_name() -> None:
-    # The position and the velocity of one joint share a number; a base velocity without a position has its own.
-    terms = [
-        {"name": "pitch", "source": "tilt", "joints": ["root"], "unit": "rad"},
-        {"name": "knee_position", "source": "joint_position", "joints": ["knee"], "unit": "rad"},
-        {"name": "speed_velocity", "source": "base_velocity", "unit": "m/s"},
-        {"name": "pitch_velocity", "source": "base_velocity", "joints": ["root"], "unit": "rad/s"},
-        {"name": "knee_velocity", "source": "joint_velocity", "joints": ["knee"], "unit": "rad/s"},
-    ]
-    robot = RobotDescription.model_validate(ROBOT.model_dump() | {"observations": terms})
-    assert joint_groups(robot) == [0, 1, 2, 0, 1]
+def test_nominal_is_what_the_policy_is_told_at_the_original_dynamics(toy: Toy) -> None:
+    algorithm = make(toy, nominal=1.25)
+    obs = toy_batch(20, 3).obs
+    told = algorithm.act(obs, torch.full_like(obs, 1.25))
+    assert torch.equal(algorithm.act_nominal(obs), told)
+    assert not torch.equal(told, algorithm.act(obs, torch.ones_like(obs)))
 
 
 def make(toy: Toy, **settings: Any) -> AugWm:
     small = {"batch_size": 64, "rollout_starts": 100, "horizon": 2, "steps_per_epoch": 5}
     config = AugWmConfig(sac=SacConfig(hidden=[16, 16]), **small | settings)
-    return AugWm(config, toy.packed, toy.model, never, seed=0, groups=(0, 1))
+    return AugWm(config, toy.packed, toy.model, never, seed=0)
 
 
 def test_rollouts_are_nominal_and_stored_as_the_model_gives_them(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,3 +157,8 @@ def test_policy_reads_the_context(toy: Toy) -> None:
 def test_range_without_the_original_dynamics_is_refused(low: float, high: float) -> None:
     with pytest.raises(ValueError, match="must enclose 1"):
         AugWmConfig(z_low=low, z_high=high)
+
+
+def test_nominal_out_of_the_range_is_refused() -> None:
+    with pytest.raises(ValueError, match="must lie between z_low"):
+        AugWmConfig(nominal=1.6)

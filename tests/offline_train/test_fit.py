@@ -168,3 +168,8 @@ def test_trainer_refuses_rows_of_another_size() -> None:
     wrong = EnsembleTrainer(trainer.model, narrow, trainer.holdout, SMALL, torch.Generator())
     with pytest.raises(RuntimeError, match="size"):
         wrong.step()
+
+
+def test_more_elites_than_members_are_refused() -> None:
+    with pytest.raises(ValueError, match="elites=3 cannot be chosen from members=2"):
+        EnsembleConfig(members=2, elites=3)

@@ -76,6 +76,30 @@ def test_targets_move_by_their_rate() -> None:
         torch.testing.assert_close(target, 0.75 * old + 0.25 * now.detach())
 
 
+def test_averaged_actor_is_a_plain_average_first_and_a_moving_one_later() -> None:
+    # Rates 1/1, 1/2 and then 0.4, as 1/3 is less: after three updates 0.6 (w1 + w2) / 2 + 0.4 w3.
+    sac = make_sac(average_rate=0.4)
+    seen = []
+    for _ in range(3):
+        sac.update(make_batch())
+        seen.append([p.detach().clone() for p in sac.actor.parameters()])
+    for average, first, second, third in zip(sac.average_actor.parameters(), *seen, strict=True):
+        torch.testing.assert_close(average, 0.3 * first + 0.3 * second + 0.4 * third)
+
+
+def test_averaged_actor_acts_and_the_learned_one_explores() -> None:
+    sac, obs = make_sac(), make_batch().obs
+    before = sac(obs), sac.explore(obs)
+    with torch.no_grad():
+        for parameter in sac.actor.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(sac(obs), before[0])
+    # A zero actor draws from N(0, 1) before squashing, whatever it sees.
+    sac.generator.manual_seed(5)
+    noise = torch.randn(len(obs), 2, generator=torch.Generator().manual_seed(5))
+    torch.testing.assert_close(sac.explore(obs), torch.tanh(noise))
+
+
 def test_step_equals_three_separate_adams() -> None:
     # The plain way: each loss differentiated for its own parameters alone, each with its own unfused Adam.
     sac = make_sac()
@@ -104,6 +128,7 @@ def test_step_equals_three_separate_adams() -> None:
                 parameter.grad = grad
             adam.step()
         plain._move_targets()
+        plain._move_average()
     for ours, theirs in zip(sac.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=1e-4)
 

@@ -28,14 +28,16 @@ def plant() -> Iterator[BatchedPlant]:
         yield plant
 
 
-def _oracle(plant: BatchedPlant, share: np.ndarray | float, std: float) -> OracleEstimator:
+def _oracle(
+    plant: BatchedPlant, share: np.ndarray | float, std: float, estimator: str = "scale", nominal: float = 1.0
+) -> OracleEstimator:
     """An oracle whose bundle predicts `share` of the change of the first lane, the original."""
 
     def predict(obs: np.ndarray, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         change = (plant.peek(action) - plant.observe())[:1] * share
         return np.repeat(change, 3, 0), np.full((3, 17), std)
 
-    context = SimpleNamespace(low=[0.5] * 17, high=[1.5] * 17, nominal=[1.0] * 17)
+    context = SimpleNamespace(low=[0.5] * 17, high=[1.5] * 17, nominal=[nominal] * 17, estimator=estimator)
     bundle: Any = SimpleNamespace(predict_change=predict, manifest=SimpleNamespace(context=context))
     return OracleEstimator(plant, bundle)
 
@@ -61,6 +63,25 @@ def test_range_is_kept_and_small_predictions_are_nominal(plant: BatchedPlant) ->
     assert (_oracle(plant, -1.0, 0.0).context(plant.observe(), same)[0] == 0.5).all()
     assert (_oracle(plant, 2.0, 1e3).context(plant.observe(), same) == 1.0).all()
     assert (_oracle(plant, 0.0, 0.0).context(plant.observe(), same) == 1.0).all()
+
+
+def test_shared_scaling_is_the_least_squares_fit_of_one_step(plant: BatchedPlant) -> None:
+    same = np.repeat(ACTIONS[:1], 3, 0)
+    share = np.where(np.arange(17) == 3, 2.0, 1.0)
+    # All dimensions but number 3 are predicted right, that one twice too large; equal weights:
+    # z = sum(d p) / sum(p^2) with p = d, but p3 = 2 d3.
+    d = (plant.peek(same) - plant.observe())[0]
+    p = share * d
+    expected = (d @ p) / (p @ p)
+    oracle = _oracle(plant, share, 1e-9, "shared_scale")
+    np.testing.assert_allclose(oracle.context(plant.observe(), same)[0], expected, rtol=1e-6)
+    assert (_oracle(plant, 2.0, 1e3, "shared_scale").context(plant.observe(), same) == 1.0).all()
+
+
+def test_nominal_is_a_factor(plant: BatchedPlant) -> None:
+    same = np.repeat(ACTIONS[:1], 3, 0)
+    # 1.1 x 0.8 = 0.88.
+    np.testing.assert_allclose(_oracle(plant, 1.25, 0.0, nominal=1.1).context(plant.observe(), same)[:2], 0.88)
 
 
 def test_looking_leaves_the_plant_alone_and_follows_a_swap(plant: BatchedPlant) -> None:
