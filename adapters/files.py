@@ -84,15 +84,40 @@ def write_json(path: Path, content: Any) -> None:
         draft.write_text(text)
 
 
+def read_bytes(path: Path) -> bytes:
+    """Read a whole file.
+
+    Raises:
+        UserError: the file is missing or cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"there is no file {path}; check the path.") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}); check the path and its permissions.") from error
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        UserError: the file is missing or is not JSON.
+        UserError: the file is missing, cannot be read, or is not JSON.
+    """
+    return parse_json(read_bytes(path), str(path))
+
+
+def parse_json(text: str | bytes, source: str) -> Any:
+    """Read JSON from text.
+
+    Args:
+        text: the JSON, UTF-8 where it is bytes.
+        source: where it is from, for the message.
+
+    Raises:
+        UserError: it is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"there is no file {path}; check the path.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); it may be cut short, make it again.") from error
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError covers what is no JSON and what is no UTF-8
+        raise UserError(f"{source} is not valid JSON ({error}); it may be cut short, make it again.") from error

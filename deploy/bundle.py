@@ -1,14 +1,14 @@
 """The bundle: the one thing that crosses from the workstation to validation and to the robot.
 
 A folder `NAME.bundle/` that holds `policy.onnx`, where context is inferred `dynamics.onnx`, `golden.npz` with rows
-that every runtime must reproduce, `validation.json` where there was a validation, further parts of an algorithm, and
-`bundle.json`, which describes and hashes them all.
+that every runtime must reproduce, `validation.json` where there was a validation, further parts of an algorithm,
+`bundle.json`, which describes and hashes them all, and where it is signed `signature`. The graphs carry the
+description too, so that a lone policy.onnx still loads.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import shutil
 from collections.abc import Mapping
@@ -19,7 +19,10 @@ import numpy as np
 from pydantic import ValidationError
 
 from adapters.errors import UserError
-from adapters.files import atomic_path, read_json, sha256
+from adapters.files import atomic_path, parse_json, read_bytes, read_json, sha256
+from deploy.golden import check_golden, golden_bytes, read_golden
+from deploy.graph import Graph, with_description
+from deploy.signature import check_signature, fingerprint, is_signed, read_public_key, sign
 from deploy.spec import (
     SPEC,
     ActionSpec,
@@ -32,7 +35,9 @@ from deploy.spec import (
 )
 
 if TYPE_CHECKING:
-    import onnxruntime
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+    from deploy.context import PredictChange
 
 __all__ = [
     "ActionSpec",
@@ -44,50 +49,63 @@ __all__ = [
     "Provenance",
     "RobotDescription",
     "attach_validation",
-    "read_spec",
     "write_bundle",
 ]
 
 SCHEMA_VERSIONS = (1,)
 POLICY, DYNAMICS, GOLDEN, VALIDATION = "policy.onnx", "dynamics.onnx", "golden.npz", "validation.json"
-METADATA_KEY = "surefoot"
-GOLDEN_ROWS, GOLDEN_TOLERANCE = 64, 1e-4
 
 
 class Bundle:
-    """A bundle that was found whole; made by `Bundle.load`.
+    """A bundle that was found whole, or a lone policy.onnx out of one; made by `Bundle.load`.
 
     Attributes:
-        path: the folder.
-        manifest: what bundle.json says.
+        path: the folder, or the lone file.
+        manifest: what bundle.json says; of a lone file what its metadata says, which names no files.
         sha256: names the bundle: the hash of what bundle.json says, hashes of all else included, without its line
-            about validation.json, so that a bundle keeps its name when its own report is put into it.
+            about validation.json, so that a bundle keeps its name when its own report is put into it. A lone file's
+            name is its own hash.
+        signed_by: fingerprint of the public key that the signature was checked with, None where none was given.
     """
 
-    def __init__(self, path: Path, spec: BundleSpec) -> None:
-        self.path, self.manifest, self.sha256 = path, spec, _name(spec)
+    def __init__(
+        self, path: Path, spec: BundleSpec, sha256: str, policy: Graph, dynamics: Graph | None, signed_by: str | None
+    ) -> None:
+        self.path, self.manifest, self.sha256, self.signed_by = path, spec, sha256, signed_by
+        self._policy, self._dynamics = policy, dynamics
         obs_dim, act_dim = spec.obs_dim, spec.act_dim
-        inputs = {"obs": obs_dim} if spec.context is None else {"obs": obs_dim, "context": spec.context.dim}
-        self._policy = _session(path / POLICY, inputs, {"action": act_dim})
-        self._dynamics = None
-        if DYNAMICS in spec.files:
-            self._dynamics = _session(
-                path / DYNAMICS, {"obs": obs_dim, "action": act_dim}, {"delta": obs_dim, "std": obs_dim}
-            )
+        context = {} if spec.context is None else {"context": spec.context.dim}
+        policy.check({"obs": obs_dim} | context, {"action": act_dim})
+        if dynamics is not None:
+            dynamics.check({"obs": obs_dim, "action": act_dim}, {"delta": obs_dim, "std": obs_dim})
 
     @classmethod
-    def load(cls, path: str | Path) -> Bundle:
+    def load(cls, path: str | Path, public_key: str | Path | None = None) -> Bundle:
         """Read a bundle and check all of it: names, hashes, shapes, and that this runtime reproduces the golden rows.
 
+        A lone policy.onnx loads as well, from the description in its metadata. It has no dynamics, so it runs with its
+        nominal context alone and does not adapt; it has no golden rows, so nothing tells whether this runtime computes
+        what was exported; and it has neither hashes nor a signature, so nothing tells whether it was altered.
+
+        Args:
+            path: the folder, or a policy.onnx.
+            public_key: PEM file of the key that has to have signed the bundle, None where anyone may have made it.
+
         Raises:
-            UserError: it is not there or not whole.
+            UserError: it is not there or not whole, or the key has not signed it.
         """
         path = Path(path)
-        spec = read_spec(path)
-        _check_files(path, spec)
-        bundle = cls(path, spec)
-        bundle._check_golden()
-        return bundle
+        key = None if public_key is None else read_public_key(Path(public_key))
+        if not path.is_file():
+            return _load_folder(path, key)
+        if key is not None:
+            raise UserError(f"{path} is a lone file, which carries no signature; give the folder of a signed bundle.")
+        return _load_lone(path)
+
+    @property
+    def lone(self) -> bool:
+        """Whether this is a lone policy.onnx, of which nothing but its tensors could be checked."""
+        return not self.manifest.files
 
     def act(self, obs: np.ndarray, context: np.ndarray | None = None) -> np.ndarray:
         """Run the policy.
@@ -100,68 +118,90 @@ class Bundle:
             `(..., act_dim)` float32, in command units, without limits applied.
         """
         inputs = {"obs": obs} if context is None else {"obs": obs, "context": context}
-        (action,) = _run(self._policy, inputs)
+        (action,) = self._policy.run(inputs)
         return action
 
-    def predict_change(self, obs: np.ndarray, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Predict the change of state over one control period in the original environment.
+    @property
+    def predict_change(self) -> PredictChange:
+        """The dynamics of the original environment, as a function of `obs` and `action`.
 
-        Args:
-            obs: `(..., obs_dim)` in observation units.
-            action: `(..., act_dim)` in command units.
-
-        Returns:
-            The mean change and its predicted standard deviation, `(..., obs_dim)` float32 in observation units.
+        From `obs` `(..., obs_dim)` in observation units and `action` `(..., act_dim)` in command units to the mean
+        change of state over one control period and its predicted standard deviation, both `(..., obs_dim)` float32 in
+        observation units. A property, so that who needs the dynamics is refused before the robot moves.
 
         Raises:
             UserError: the bundle has no dynamics.
         """
         if self._dynamics is None:
-            raise UserError(f"{self.path} has no {DYNAMICS}, so it predicts no change of state.")
-        delta, std = _run(self._dynamics, {"obs": obs, "action": action})
+            raise UserError(
+                f"{self.path} has no {DYNAMICS}, from which a context is inferred; set context=nominal, or give the "
+                "folder of a bundle that has one."
+            )
+        return self._predict_change
+
+    def _predict_change(self, obs: np.ndarray, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        assert self._dynamics is not None
+        delta, std = self._dynamics.run({"obs": obs, "action": action})
         return delta, std
 
     def validation(self) -> dict[str, Any] | None:
         """Return the report of the validation run, None where there was none."""
         return read_json(self.path / VALIDATION) if VALIDATION in self.manifest.files else None
 
-    def _check_golden(self) -> None:
+    def _check_golden(self, content: bytes) -> None:
         """Compare this runtime with the golden rows."""
-        golden = _read_golden(self.path / GOLDEN)
-        _check_golden_shapes(self.path / GOLDEN, golden, self.manifest)
+        spec = self.manifest
+        sizes = {"obs": spec.obs_dim, "action": spec.act_dim}
+        sizes |= {} if spec.context is None else {"context": spec.context.dim}
+        sizes |= {} if self._dynamics is None else {"delta": spec.obs_dim, "std": spec.obs_dim}
+        golden = read_golden(content, self.path / GOLDEN, sizes)
         found = {"action": self.act(golden["obs"], golden.get("context"))}
         if self._dynamics is not None:
             found["delta"], found["std"] = self.predict_change(golden["obs"], golden["action"])
-        for name, values in found.items():
-            difference = np.abs(values - golden[name])
-            # Written so that a NaN on either side is refused.
-            if not (difference <= GOLDEN_TOLERANCE * (1.0 + np.abs(golden[name]))).all():
-                raise UserError(
-                    f"{self.path}: this runtime does not reproduce the golden rows of '{name}', the largest "
-                    f"difference is {difference.max():.3g}; install the onnxruntime that the bundle names, "
-                    "or export again."
-                )
+        check_golden(self.path, found, golden)
 
 
-def read_spec(path: Path) -> BundleSpec:
-    """Read and check `bundle.json` alone.
-
-    Raises:
-        UserError: it is not there, not JSON, of a schema that is not known, or says something that is not allowed.
-    """
+def _load_folder(path: Path, key: Ed25519PublicKey | None) -> Bundle:
+    """Read a bundle's folder; each file is read once, so that what was checked is what runs."""
     if not path.is_dir():
         raise UserError(f"there is no bundle {path}; give the folder that surefoot export wrote.")
-    content = read_json(path / SPEC)
+    description = read_bytes(path / SPEC)
+    if key is not None:
+        check_signature(path, description, key)
+    spec = _parse_spec(description, str(path / SPEC))
+    contents = _read_files(path, spec)
+    bundle = Bundle(
+        path,
+        spec,
+        sha256=_name(spec),
+        policy=Graph(contents[POLICY], path / POLICY),
+        dynamics=Graph(contents[DYNAMICS], path / DYNAMICS) if DYNAMICS in contents else None,
+        signed_by=None if key is None else fingerprint(key),
+    )
+    bundle._check_golden(contents[GOLDEN])
+    return bundle
+
+
+def _load_lone(path: Path) -> Bundle:
+    """Read a policy.onnx that carries the description."""
+    content = read_bytes(path)
+    policy = Graph(content, path)
+    spec = _parse_spec(policy.description(), f"the description in {path}")
+    alone = spec.model_copy(update={"files": {}})
+    return Bundle(path, alone, hashlib.sha256(content).hexdigest(), policy, dynamics=None, signed_by=None)
+
+
+def _parse_spec(description: str | bytes, source: str) -> BundleSpec:
+    """Read what bundle.json says, or refuse what is not JSON, of an unknown schema, or not allowed."""
+    content = parse_json(description, source)
     version = content.get("schema") if isinstance(content, dict) else None
     if version not in SCHEMA_VERSIONS:
         known = ", ".join(map(str, SCHEMA_VERSIONS))
-        raise UserError(
-            f"{path / SPEC} has schema version {version!r}; this Surefoot knows {known}: use one that fits."
-        )
+        raise UserError(f"{source} has schema version {version!r}; this Surefoot knows {known}: use one that fits.")
     try:
         return BundleSpec.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"{path / SPEC}: {_first_fault(error)}; export the bundle again.") from error
+        raise UserError(f"{source}: {_first_fault(error)}; export the bundle again.") from error
 
 
 def _first_fault(error: ValidationError) -> str:
@@ -173,84 +213,19 @@ def _first_fault(error: ValidationError) -> str:
     return f"{where}: {fault['msg']}" if where else fault["msg"]
 
 
-def _check_files(path: Path, spec: BundleSpec) -> None:
-    """Refuse a folder whose files are not the ones that bundle.json hashes."""
+def _read_files(path: Path, spec: BundleSpec) -> dict[str, bytes]:
+    """Read the files that bundle.json hashes, or refuse a folder whose files are others."""
     for name in (POLICY, GOLDEN, *([DYNAMICS] if spec.context is not None else [])):
         if name not in spec.files:
             raise UserError(f"{path / SPEC} lists no {name}, which this bundle needs; export it again.")
+    contents = {}
     for name, expected in spec.files.items():
         if not (path / name).is_file():
             raise UserError(f"{path / name} is missing; copy the bundle again.")
-        if sha256(path / name) != expected:
+        contents[name] = read_bytes(path / name)
+        if hashlib.sha256(contents[name]).hexdigest() != expected:
             raise UserError(f"{path / name} is not the file that was written (its SHA-256 differs); copy it again.")
-
-
-def _read_golden(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} cannot be read ({error}); export the bundle again.") from error
-
-
-def _check_golden_shapes(where: Path, golden: Mapping[str, np.ndarray], spec: BundleSpec) -> None:
-    """Refuse golden arrays that are missing, too few, or not of the spec's sizes."""
-    robot = spec.robot
-    sizes = {"obs": robot.obs_dim, "action": robot.act_dim}
-    if spec.context is not None:
-        sizes["context"] = spec.context.dim
-    if DYNAMICS in spec.files:
-        sizes |= {"delta": robot.obs_dim, "std": robot.obs_dim}
-    rows = len(golden["obs"]) if "obs" in golden else 0
-    if rows < GOLDEN_ROWS:
-        raise UserError(f"{where} has {rows} rows and needs at least {GOLDEN_ROWS}; export the bundle again.")
-    if golden.keys() != sizes.keys():
-        names = (", ".join(sorted(keys)) for keys in (golden, sizes))
-        raise UserError("{} holds {} and should hold {}; export the bundle again.".format(where, *names))
-    for name, size in sizes.items():
-        if golden[name].shape != (rows, size):
-            raise UserError(f"{where}: '{name}' has shape {golden[name].shape} and should have {(rows, size)}.")
-
-
-def _session(path: Path, inputs: dict[str, int], outputs: dict[str, int]) -> onnxruntime.InferenceSession:
-    """Open an ONNX file on one thread and check names and sizes of what goes in and comes out."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's errors have no common base but Exception
-        raise UserError(
-            f"{path} is not a model that onnxruntime can run ({error}); export the bundle again."
-        ) from error
-    for kind, values, expected in (
-        ("inputs", session.get_inputs(), inputs),
-        ("outputs", session.get_outputs(), outputs),
-    ):
-        found = {value.name: value.shape for value in values}
-        if not _free_batch_of(found, expected):
-            wanted = ", ".join(f"{name} (batch, {size})" for name, size in expected.items())
-            given = ", ".join(f"{name} {tuple(shape)}".replace("'", "") for name, shape in found.items())
-            raise UserError(f"{path} has the {kind} {given}, but bundle.json asks for {wanted}; export it again.")
-    return session
-
-
-def _free_batch_of(found: Mapping[str, list[Any]], expected: Mapping[str, int]) -> bool:
-    """Whether the tensors are the expected ones, `(batch, size)` with a batch size that is not fixed."""
-    return found.keys() == expected.keys() and all(
-        len(shape) == 2 and not isinstance(shape[0], int) and shape[1] == expected[name]
-        for name, shape in found.items()
-    )
-
-
-def _run(session: onnxruntime.InferenceSession, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """Run a graph on inputs `(..., size)` and give its outputs their leading dimensions back."""
-    arrays = {name: np.asarray(value, dtype=np.float32) for name, value in inputs.items()}
-    leading = arrays["obs"].shape[:-1]
-    flat = {name: array.reshape(-1, array.shape[-1]) for name, array in arrays.items()}
-    return [output.reshape(*leading, output.shape[-1]) for output in session.run(None, flat)]
+    return contents
 
 
 def write_bundle(
@@ -261,6 +236,7 @@ def write_bundle(
     dynamics: bytes | None = None,
     validation: dict[str, Any] | None = None,
     parts: Mapping[str, bytes] | None = None,
+    signing_key: Ed25519PrivateKey | None = None,
 ) -> BundleSpec:
     """Write a bundle, whole or not at all; what is written is loaded and checked before it takes its name.
 
@@ -272,6 +248,7 @@ def write_bundle(
         dynamics: ONNX graph from `obs` and `action` to `delta` and `std`; needed where there is a context.
         validation: the validation report; it names the hash of the bundle that was validated.
         parts: further files that the algorithm needs on the robot, by name.
+        signing_key: key that signs the bundle, None for one without a signature.
 
     Returns:
         The spec with the hashes.
@@ -279,12 +256,12 @@ def write_bundle(
     Raises:
         UserError: what is to be written is no bundle that loads, or the place cannot be written.
     """
-    mirrored = spec.to_json(exclude={"files"})
+    mirrored = spec.to_json(exclude={"files"})  # without hashes: a graph cannot hold its own
     contents = dict(parts or {})
-    contents[POLICY] = _with_metadata(policy, mirrored)
+    contents[POLICY] = with_description(policy, mirrored)
     if dynamics is not None:
-        contents[DYNAMICS] = _with_metadata(dynamics, mirrored)
-    contents[GOLDEN] = _npz(golden)
+        contents[DYNAMICS] = with_description(dynamics, mirrored)
+    contents[GOLDEN] = golden_bytes(golden)
     if validation is not None:
         contents[VALIDATION] = (json.dumps(validation, indent=2, allow_nan=False) + "\n").encode()
     with atomic_path(Path(path)) as draft:
@@ -294,6 +271,8 @@ def write_bundle(
         hashes = {name: sha256(draft / name) for name in sorted(contents)}
         whole = BundleSpec.model_validate(spec.model_dump() | {"files": hashes})
         (draft / SPEC).write_text(whole.to_json())
+        if signing_key is not None:
+            sign(draft, signing_key)
         try:
             Bundle.load(draft)
         except UserError as error:
@@ -301,18 +280,25 @@ def write_bundle(
     return whole
 
 
-def attach_validation(path: str | Path, report: dict[str, Any]) -> None:
+def attach_validation(path: str | Path, report: dict[str, Any], signing_key: Ed25519PrivateKey | None = None) -> None:
     """Put a validation report into the bundle that it is of, in place of an older one.
 
     Args:
-        path: the bundle.
+        path: the bundle's folder.
         report: its validation report.
+        signing_key: the key that signed the bundle, which signs it again; None where it is not signed.
 
     Raises:
-        UserError: the bundle is not whole, the report is of another, or the place cannot be written.
+        UserError: the bundle is not whole, signed by another key or signed where no key is given, the report is of
+            another bundle, or the place cannot be written.
     """
     path = Path(path)
-    bundle = Bundle.load(path)
+    bundle = _load_folder(path, None if signing_key is None else signing_key.public_key())
+    if signing_key is None and is_signed(path):
+        raise UserError(
+            f"{path} is signed, and a report put into it would break the signature; give the key that signed it, or "
+            "keep the report outside the bundle."
+        )
     if report["bundle"] != bundle.sha256:
         raise UserError(f"the validation report is of another bundle than {path}; validate this one.")
     with atomic_path(path) as draft:
@@ -321,6 +307,8 @@ def attach_validation(path: str | Path, report: dict[str, Any]) -> None:
         files = {**bundle.manifest.files, VALIDATION: sha256(draft / VALIDATION)}
         spec = BundleSpec.model_validate(bundle.manifest.model_dump() | {"files": files})
         (draft / SPEC).write_text(spec.to_json())
+        if signing_key is not None:
+            sign(draft, signing_key)
 
 
 def _name(spec: BundleSpec) -> str:
@@ -328,20 +316,3 @@ def _name(spec: BundleSpec) -> str:
     files = {name: digest for name, digest in spec.files.items() if name != VALIDATION}
     unnamed = BundleSpec.model_validate(spec.model_dump() | {"files": files})
     return hashlib.sha256(unnamed.to_json().encode()).hexdigest()
-
-
-def _with_metadata(model: bytes, text: str) -> bytes:
-    """Return the ONNX model with the bundle's description in its metadata, without hashes: its own cannot be inside."""
-    import onnx
-
-    proto = onnx.load_from_string(model)
-    kept = {entry.key: entry.value for entry in proto.metadata_props} | {METADATA_KEY: text}
-    onnx.helper.set_model_props(proto, kept)
-    return proto.SerializeToString(deterministic=True)
-
-
-def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
-    buffer = io.BytesIO()
-    rows: dict[str, Any] = {name: np.asarray(values, dtype=np.float32) for name, values in arrays.items()}
-    np.savez(buffer, **rows)
-    return buffer.getvalue()

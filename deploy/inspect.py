@@ -9,23 +9,44 @@ from typing import Any
 
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from adapters.command import command
 from deploy.bundle import Bundle
+from deploy.signature import is_signed
 from deploy.spec import BundleSpec, RobotDescription
 
 
 def show(bundle: Bundle, console: Console) -> None:
-    """Print what a bundle is; that it was loaded means that it is whole."""
+    """Print what a bundle is; that it was loaded means that what can be checked is right."""
     spec = bundle.manifest
-    console.print(f"[bold]{bundle.path.name}[/bold] is whole: hashes, shapes and golden rows are right.")
+    console.print(f"[bold]{escape(bundle.path.name)}[/bold] {_verdict(bundle)}")
     console.print(_facts(bundle))
     console.print(_observations(spec.robot))
     console.print(_commands(spec.robot))
-    console.print(_files(bundle))
+    if not bundle.lone:
+        console.print(_files(bundle))
     if (report := bundle.validation()) is not None:
         console.print(_validation(report))
+
+
+def _verdict(bundle: Bundle) -> str:
+    """What was checked, and what could not be."""
+    if not bundle.lone:
+        return "is whole: hashes, shapes and golden rows are right."
+    unchecked = "is a lone file: its shapes are right; hashes, golden rows and signature could not be checked."
+    if bundle.manifest.context is None:
+        return unchecked
+    return f"{unchecked} It has no dynamics to infer the context with, so it runs with context=nominal alone."
+
+
+def _signature(bundle: Bundle) -> str:
+    if bundle.signed_by is not None:
+        return f"valid, by the key {bundle.signed_by}"
+    if bundle.lone:
+        return "a lone file carries none"
+    return "not checked, give public_key=PATH" if is_signed(bundle.path) else "none: anyone may have made it"
 
 
 def _facts(bundle: Bundle) -> Table:
@@ -33,7 +54,8 @@ def _facts(bundle: Bundle) -> Table:
     table = Table(show_header=False, box=None)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in (*_origin(bundle.manifest), *_behaviour(bundle.manifest), ("bundle", bundle.sha256)):
+    identity = (("file" if bundle.lone else "bundle", bundle.sha256), ("signature", _signature(bundle)))
+    for name, value in (*_origin(bundle.manifest), *_behaviour(bundle.manifest), *identity):
         table.add_row(name, value)
     return table
 
@@ -119,7 +141,7 @@ def _validation(report: dict[str, Any]) -> Table:
 @command("inspect")
 def _inspect(config: DictConfig) -> None:
     """Check and print the bundle at `path`."""
-    show(Bundle.load(config.path), Console())
+    show(Bundle.load(config.path, config.public_key), Console())
 
 
 def main() -> None:

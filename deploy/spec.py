@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-SPEC = "bundle.json"
+SPEC, SIGNATURE = "bundle.json", "signature"
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -205,7 +205,7 @@ class BundleSpec(_Model):
         robot: observations, action, control period and limits.
         context: null where the policy reads none.
         provenance: where it comes from.
-        files: SHA-256 of every other file of the folder, by name; `write_bundle` fills it.
+        files: SHA-256 of every other file of the folder but the signature, by name; `write_bundle` fills it.
     """
 
     model_config = ConfigDict(populate_by_name=True)
@@ -221,7 +221,7 @@ class BundleSpec(_Model):
     @classmethod
     def _plain_names(cls, files: dict[str, str]) -> dict[str, str]:
         for name in files:
-            if not name or name in (".", "..", SPEC) or "/" in name or "\\" in name:
+            if not name or name in (".", "..", SPEC, SIGNATURE) or "/" in name or "\\" in name:
                 raise ValueError(f"'{name}' is no name of a file in a bundle")
         return files
 

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime
@@ -20,6 +20,7 @@ from adapters.errors import UserError
 from adapters.files import read_json
 from deploy.bundle import BundleSpec, ContextSpec, Provenance, write_bundle
 from deploy.context import estimator_settings
+from deploy.signature import fingerprint, read_signing_key
 from offline_train.algorithms.augwm import AugWmConfig
 from offline_train.algorithms.mopo import MopoConfig
 from offline_train.algorithms.sac import Sac
@@ -27,6 +28,9 @@ from offline_train.checkpoint import load_checkpoint
 from offline_train.models.ensemble import DynamicsEnsemble
 from offline_train.train import Data, TrainConfig, load_world_model, make_algorithm
 from sim.terminations import never
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 PARITY_ROWS, GOLDEN_ROWS = 1_000, 64
 PARITY_TOLERANCE = 1e-5
@@ -146,8 +150,13 @@ class Run:
         self.algorithm.sac.load_state_dict(load_checkpoint(folder / "policy.safetensors"))
 
 
-def export(folder: Path, output: Path) -> float:
+def export(folder: Path, output: Path, signing_key: Ed25519PrivateKey | None = None) -> float:
     """Write the bundle of a run; returns the largest difference between torch and onnxruntime.
+
+    Args:
+        folder: the run.
+        output: the bundle.
+        signing_key: key that signs it, None for a bundle without a signature.
 
     Raises:
         UserError: the run is not whole, or the graphs differ.
@@ -178,7 +187,7 @@ def export(folder: Path, output: Path) -> float:
             golden["delta"], golden["std"] = dynamics(obs, golden["action"])
     spec = BundleSpec(robot=robot, env=run.record["dataset"]["env"], context=context, provenance=provenance(run))
     rows_kept = {name: value[:GOLDEN_ROWS].numpy() for name, value in golden.items()}
-    write_bundle(output, policy=policy_onnx, spec=spec, golden=rows_kept, dynamics=dynamics_onnx)
+    write_bundle(output, policy_onnx, spec, rows_kept, dynamics_onnx, signing_key=signing_key)
     return worst
 
 
@@ -218,6 +227,9 @@ def main(config: DictConfig) -> None:
     folder = Path(config.run)
     name = read_json(folder / "run.json")["config"]["algorithm"]["name"]
     output = Path(config.output) if config.output else folder / f"{name}.bundle"
-    worst = export(folder, output)
+    key = read_signing_key(Path(config.signing_key)) if config.signing_key else None
+    worst = export(folder, output, key)
     print(f"{output}: torch and onnxruntime agree to {worst:.1e} over {PARITY_ROWS:,} rows")
+    if key is not None:
+        print(f"signed by the key {fingerprint(key.public_key())}")
     print(f"next: surefoot validate bundle={output}")

@@ -1,6 +1,6 @@
 """Which estimator, with which settings, serves a policy best: every variant over the same worlds and starts.
 
-The defaults in deploy/context.py come from this sweep (results/context-sweep.json); `surefoot bench name=context`
+The defaults in deploy/context/ come from this sweep (results/context-sweep.json); `surefoot bench name=context`
 repeats it.
 """
 

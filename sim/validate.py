@@ -20,6 +20,7 @@ from adapters.files import write_json
 from adapters.progress import progress_bar
 from deploy.bundle import Bundle, attach_validation
 from deploy.controller import Controller
+from deploy.signature import read_signing_key
 from sim.environments import Environment, make_environment
 from sim.oracle import OracleEstimator
 from sim.perturb import Perturbation, load_suite
@@ -256,12 +257,14 @@ class Settings(BaseModel):
     contexts: list[str]
     output: Path
     attach: bool
+    signing_key: Path | None
 
 
 @command("validate")
 def main(config: DictConfig) -> None:
     """Validate a bundle, write validation.json and print the table."""
     settings = Settings.model_validate(OmegaConf.to_container(config, throw_on_missing=True))
+    key = read_signing_key(settings.signing_key) if settings.signing_key else None
     with progress_bar("validate") as move:
         report = validate(
             settings.bundle,
@@ -276,7 +279,7 @@ def main(config: DictConfig) -> None:
     path = settings.output / "validation.json"
     write_json(path, report)
     if settings.attach:
-        attach_validation(settings.bundle, report)
+        attach_validation(settings.bundle, report, key)
     console = Console()
     console.print(table(report))
     console.print(f"written to {path}")

@@ -14,9 +14,9 @@ from deploy.bundle import write_bundle
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., Path]:
-    """`write(context=True, law="effort", **limits)` writes leg.bundle and returns its path."""
+    """`write(context=True, law="effort", signing_key=None, **limits)` writes leg.bundle and returns its path."""
 
-    def make(context: bool = True, law: str = "effort", **limits: Any) -> Path:
+    def make(context: bool = True, law: str = "effort", signing_key: Any = None, **limits: Any) -> Path:
         path = tmp_path / "leg.bundle"
         write_bundle(
             path,
@@ -24,6 +24,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
             spec=spec(context, law, **limits),
             golden=golden(context=context),
             dynamics=dynamics_graph() if context else None,
+            signing_key=signing_key,
         )
         return path
 

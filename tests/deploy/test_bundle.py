@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from keypair import write_pair
 from leg import (
     ACT,
     DT,
@@ -31,6 +32,7 @@ from pydantic import ValidationError
 import adapters.files
 from adapters.errors import UserError
 from deploy.bundle import Bundle, BundleSpec, RobotDescription, attach_validation, write_bundle
+from deploy.controller import Controller
 
 WriteBundle = Callable[..., Path]
 
@@ -188,7 +190,7 @@ def test_graph_of_another_size_is_refused_and_nothing_is_left(tmp_path: Path) ->
     node = onnx.helper.make_node("MatMul", ["obs", "gain"], ["action"])
     wide = graph({"obs": OBS + 1}, {"action": ACT}, [node], {"gain": np.zeros((OBS + 1, ACT))})
     with pytest.raises(
-        UserError, match=r"inputs obs \(batch, 6\), but bundle\.json asks for obs \(batch, 5\)"
+        UserError, match=r"inputs obs \(batch, 6\), but its description asks for obs \(batch, 5\)"
     ) as caught:
         write_bundle(tmp_path / "leg.bundle", policy=wide, spec=spec(False), golden=golden(context=False))
     assert str(tmp_path / "leg.bundle" / "policy.onnx") in str(caught.value)
@@ -276,6 +278,16 @@ def test_golden_rows_with_pickles_are_refused(write: WriteBundle) -> None:
         Bundle.load(path)
 
 
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 and no archive"])
+def test_golden_rows_in_no_archive_are_refused(write: WriteBundle, content: bytes) -> None:
+    path = write()
+    (path / "golden.npz").write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    edit(path, lambda said: said["files"].update({"golden.npz": digest}))
+    with pytest.raises(UserError, match=r"golden\.npz cannot be read"):
+        Bundle.load(path)
+
+
 def test_full_disk_leaves_the_old_bundle(write: WriteBundle, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write()
     before = Bundle.load(path).sha256
@@ -338,3 +350,105 @@ def test_a_report_of_another_bundle_is_refused(write: WriteBundle) -> None:
     with pytest.raises(UserError, match="another bundle"):
         attach_validation(path, {"schema": 1, "bundle": "0" * 64})
     assert Bundle.load(path).validation() is None
+
+
+def lone(path: Path, description: str | None = None) -> Path:
+    """Take the policy out of a bundle; give it another description where there is one."""
+    file = path.with_name("alone.onnx")
+    model = onnx.load(path / "policy.onnx")
+    if description is not None:
+        onnx.helper.set_model_props(model, {"surefoot": description})
+    onnx.save(model, file)
+    return file
+
+
+def test_lone_policy_loads_from_its_metadata(write: WriteBundle) -> None:
+    path = write(rate=10.0)
+    whole, alone = Bundle.load(path), Bundle.load(lone(path))
+    assert alone.lone and not whole.lone
+    assert alone.manifest == spec(rate=10.0)
+    assert alone.sha256 == hashlib.sha256(alone.path.read_bytes()).hexdigest()
+    assert alone.validation() is None and alone.signed_by is None
+    obs, z = np.random.default_rng(1).uniform(0.5, 1.5, (2, 7, OBS))
+    np.testing.assert_array_equal(alone.act(obs, z), whole.act(obs, z))
+
+
+def test_lone_policy_runs_with_its_nominal_context_alone(write: WriteBundle) -> None:
+    path = write()
+    alone = Bundle.load(lone(path))
+    with pytest.raises(UserError, match=r"alone\.onnx has no dynamics\.onnx, .*; set context=nominal"):
+        Controller(alone, context="inferred")
+    nominal, same = (Controller(bundle, context="nominal") for bundle in (alone, Bundle.load(path)))
+    for step, obs in enumerate(0.3 * np.random.default_rng(1).standard_normal((5, OBS))):
+        action = nominal.step(step * DT, obs).action
+        np.testing.assert_array_equal(action, same.step(step * DT, obs).action)
+        np.testing.assert_allclose(action, act(obs, np.ones(OBS)), atol=1e-6)
+
+
+def test_lone_policy_without_context_just_runs(write: WriteBundle) -> None:
+    controller = Controller(Bundle.load(lone(write(context=False))))
+    obs = np.full(OBS, 0.1)
+    np.testing.assert_allclose(controller.step(0.0, obs).action, act(obs, None), atol=1e-6)
+
+
+def test_hashes_that_the_metadata_claims_are_not_believed(write: WriteBundle) -> None:
+    claim = spec().model_copy(update={"files": {"validation.json": "0" * 64}})
+    alone = Bundle.load(lone(write(), claim.to_json()))
+    assert alone.lone and alone.validation() is None
+
+
+@pytest.mark.parametrize(
+    ("description", "sentence"),
+    [
+        ("", "the description in .*alone.onnx is not valid JSON"),
+        ('{"schema": 1', "is not valid JSON"),
+        ("[" * 100_000, "is not valid JSON"),
+        ("[]", "has schema version None; this Surefoot knows 1"),
+        ('{"schema": 2}', "has schema version 2; this Surefoot knows 1"),
+        ('{"schema": 1, "colour": "red"}', "env: Field required; export the bundle again"),
+        (spec(context=False).to_json(), r"has the inputs obs .*, context .*, but its description asks for obs \("),
+    ],
+)
+def test_lone_policy_with_a_broken_description_is_refused(write: WriteBundle, description: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        Bundle.load(lone(write(), description))
+
+
+def test_description_that_is_no_text_is_refused(write: WriteBundle) -> None:
+    file = lone(write(), "description")
+    file.write_bytes(file.read_bytes().replace(b"description", b"\xff" * len("description")))
+    with pytest.raises(UserError, match=r"alone\.onnx has no description"):
+        Bundle.load(file)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "is not a model that onnxruntime can run"),
+        (b"a note", "is not a model that onnxruntime can run"),
+        (policy_graph(), "has no description of a bundle in its metadata; give a policy.onnx"),
+    ],
+)
+def test_file_that_is_no_policy_of_a_bundle_is_refused(tmp_path: Path, content: bytes, sentence: str) -> None:
+    (tmp_path / "alone.onnx").write_bytes(content)
+    with pytest.raises(UserError, match=rf"alone\.onnx {sentence}"):
+        Bundle.load(tmp_path / "alone.onnx")
+
+
+def test_lone_dynamics_are_no_policy(write: WriteBundle) -> None:
+    with pytest.raises(UserError, match=r"dynamics\.onnx has the inputs obs .*, action"):
+        Bundle.load(write() / "dynamics.onnx")
+
+
+def test_lone_policy_is_refused_where_a_signature_is_asked_for(write: WriteBundle, tmp_path: Path) -> None:
+    _, public = write_pair(tmp_path)
+    with pytest.raises(UserError, match=r"alone\.onnx is a lone file, which carries no signature; give the folder"):
+        Bundle.load(lone(write()), public)
+
+
+def test_lone_policy_takes_no_report(write: WriteBundle) -> None:
+    file = lone(write())
+    before = file.read_bytes()
+    with pytest.raises(UserError, match="give the folder"):
+        attach_validation(file, {"schema": 1, "bundle": Bundle.load(file).sha256})
+    assert file.read_bytes() == before

@@ -9,16 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from keypair import write_pair
 from leg import dynamics_graph, golden, policy_graph, spec
 from rich.console import Console
 
 from deploy.bundle import Bundle, write_bundle
 from deploy.inspect import _as_setting, show
+from deploy.signature import fingerprint, read_public_key, read_signing_key
 
 
-def printed(path: Path) -> str:
+def printed(path: Path, public_key: Path | None = None) -> str:
     output = io.StringIO()
-    show(Bundle.load(path), Console(width=120, file=output))
+    show(Bundle.load(path, public_key), Console(width=120, file=output))
     return output.getvalue()
 
 
@@ -69,6 +71,32 @@ def test_validation_is_summed_up(tmp_path: Path) -> None:
     assert any("nominal" in line and "4321" in line and "4401" in line for line in text.splitlines())
 
 
+def fact(text: str, name: str) -> str:
+    """What stands beside a name."""
+    (line,) = (line for line in text.splitlines() if line.startswith(f" {name} "))
+    return line.removeprefix(f" {name} ").strip()
+
+
+def test_says_who_signed(write: Callable[..., Path], tmp_path: Path) -> None:
+    private, public = write_pair(tmp_path)
+    assert fact(printed(write()), "signature") == "none: anyone may have made it"
+    path = write(signing_key=read_signing_key(private))
+    assert fact(printed(path), "signature") == "not checked, give public_key=PATH"
+    assert fact(printed(path, public), "signature") == f"valid, by the key {fingerprint(read_public_key(public))}"
+
+
+def test_lone_policy_says_what_could_not_be_checked(write: Callable[..., Path]) -> None:
+    path = write() / "policy.onnx"
+    text = " ".join(printed(path).split())
+    assert "policy.onnx is a lone file" in text and "is whole" not in text
+    assert "hashes, golden rows and signature could not be checked" in text
+    assert "runs with context=nominal alone" in text
+    assert fact(printed(path), "file") == Bundle.load(path).sha256
+    assert fact(printed(path), "signature") == "a lone file carries none"
+    assert "50 Hz" in text and "knee_velocity" in text
+    assert "context=nominal" not in printed(write(context=False) / "policy.onnx")
+
+
 @pytest.mark.parametrize(
     ("argument", "setting"),
     [
@@ -97,3 +125,15 @@ def test_broken_bundle_is_one_sentence_and_exit_code_2(write: Callable[..., Path
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
     assert "policy.onnx is not the file that was written" in done.stderr
+
+
+def test_signature_is_checked_on_the_command_line(write: Callable[..., Path], tmp_path: Path) -> None:
+    private, public = write_pair(tmp_path)
+    path = write(context=False, signing_key=read_signing_key(private))
+    done = command(path.name, f"public_key={public.name}", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "valid, by the key" in done.stdout
+    (path / "signature").write_bytes(bytes(64))
+    done = command(path.name, f"public_key={public.name}", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1 and "was altered, or another key than" in done.stderr

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import onnxruntime
 import pytest
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from torch import Tensor, nn
 from toy import Toy, toy_batch
 
+from adapters.datasets import save_npz
 from adapters.errors import UserError
+from deploy.bundle import Bundle
+from deploy.signature import fingerprint, read_public_key
+from offline_train.bench_cases import random_dataset
 from offline_train.export import PARITY_TOLERANCE, DynamicsGraph, check_parity, to_onnx
 
 
@@ -62,3 +73,58 @@ def test_dynamics_graph_takes_command_units(toy: Toy) -> None:
     given = {"obs": batch.obs, "action": command}
     onnx = to_onnx(graph, given, ["delta", "std"])
     assert check_parity(graph, onnx, given, "dynamics.onnx") < PARITY_TOLERANCE
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> tuple[Path, Path]:
+    """A private key for its owner alone, and its public one."""
+    key = Ed25519PrivateKey.generate()
+    private, public = tmp_path / "key.pem", tmp_path / "key.pub"
+    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    private.chmod(0o600)
+    public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    return private, public
+
+
+def test_export_signs(command_line: Callable[..., Any], keys: tuple[Path, Path], tmp_path: Path) -> None:
+    private, public = keys
+    log, run, output = tmp_path / "log.npz", tmp_path / "run", tmp_path / "out.bundle"
+    save_npz(random_dataset(), log)
+    small = [
+        "evaluation_episodes=0",
+        "ensemble.members=2",
+        "ensemble.elites=2",
+        "ensemble.hidden=[8]",
+        "ensemble.max_steps=1",
+    ]
+    small += ["algorithm.updates=1", "algorithm.rollout_starts=10", "algorithm.sac.hidden=[8]"]
+    trained = command_line(
+        "train",
+        "dataset=file",
+        f"dataset.path={log}",
+        f"output={run}",
+        "algorithm=mopo",
+        "evaluation_episodes=0",
+        *small,
+    )
+    assert trained.code == 0, trained
+    done = command_line("export", f"run={run}", f"output={output}", f"signing_key={private}")
+    assert done.code == 0, done
+    name = fingerprint(read_public_key(public))
+    assert f"signed by the key {name}" in done.out
+    assert Bundle.load(output, public).signed_by == name
+
+
+def test_bad_key_is_refused_before_anything_is_written(
+    command_line: Callable[..., Any], keys: tuple[Path, Path], tmp_path: Path
+) -> None:
+    private, public = keys
+    run, output = tmp_path / "run", tmp_path / "out.bundle"
+    run.mkdir()
+    (run / "run.json").write_text(json.dumps({"config": {"algorithm": {"name": "mopo"}}}))
+    private.chmod(0o644)
+    for key, sentence in ((private, "chmod 600"), (public, "chmod 600"), (tmp_path / "none.pem", "there is no file")):
+        done = command_line("export", f"run={run}", f"output={output}", f"signing_key={key}")
+        assert done.code == 2 and done.err.count("\n") == 1 and sentence in done.err
+        assert {entry.name for entry in tmp_path.iterdir()} == {"key.pem", "key.pub", "run"}
+        assert [entry.name for entry in run.iterdir()] == ["run.json"]

@@ -1,0 +1,76 @@
+"""Context estimators: what the robot's own motion says about how its dynamics have changed.
+
+Every estimator compares the observed change of state with the change that the world model predicts for the original
+environment, and returns z, one scaling per observation dimension, 1 where nothing has changed (Ball et al. 2021,
+"Augmented World Models", section 4.3). The cost of a step is constant, whatever the episode's length.
+
+All state has the leading shape `batch`: `()` is one robot, `(n,)` is n robots side by side, as validation runs them.
+Shapes in the docstrings leave that prefix out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from adapters.errors import UserError
+from deploy.context.change import ChangeSettings
+from deploy.context.estimator import ContextEstimator, Health, PredictChange
+from deploy.context.linear_forward import LinearForwardEstimator, LinearForwardSettings
+from deploy.context.scale import ScaleEstimator, ScaleSettings
+
+__all__ = ["ESTIMATORS", "ContextEstimator", "Health", "PredictChange", "estimator_settings", "make_estimator"]
+
+ESTIMATORS = ("linear_forward", "scale", "affine", "shared_scale")
+
+
+def make_estimator(
+    name: str,
+    *,
+    predict_change: PredictChange,
+    low: np.ndarray,
+    high: np.ndarray,
+    nominal: np.ndarray,
+    act_dim: int,
+    settings: Mapping[str, Any] | None = None,
+    batch: tuple[int, ...] = (),
+) -> ContextEstimator:
+    """Return the estimator of that name.
+
+    Raises:
+        UserError: there is no such estimator, or it has no such setting.
+    """
+    low, high, nominal = (np.asarray(v, dtype=np.float64) for v in (low, high, nominal))
+    chosen = estimator_settings(name, settings)
+    if isinstance(chosen, LinearForwardSettings):
+        return LinearForwardEstimator(predict_change, low, high, nominal, act_dim, chosen, batch)
+    form = {"affine": name == "affine", "shared": name == "shared_scale"}
+    return ScaleEstimator(predict_change, low, high, nominal, chosen, batch, **form)
+
+
+def estimator_settings(name: str, given: Mapping[str, Any] | None = None) -> ScaleSettings | LinearForwardSettings:
+    """Return an estimator's settings, its defaults where nothing is given.
+
+    Raises:
+        UserError: there is no such estimator, or it has no such setting.
+    """
+    if name not in ESTIMATORS:
+        raise UserError(f"there is no context estimator '{name}'; choose one of {', '.join(ESTIMATORS)}.")
+    kind = LinearForwardSettings if name == "linear_forward" else ScaleSettings
+    return _settings(kind, given, name)
+
+
+def _settings(kind: Any, given: Mapping[str, Any] | None, estimator: str) -> Any:
+    """Build a settings dataclass from a mapping, the nested change detection included."""
+    values = dict(given or {})
+    known = {field.name for field in dataclasses.fields(kind)}
+    if unknown := sorted(set(values) - known):
+        raise UserError(
+            f"the estimator '{estimator}' has no setting '{unknown[0]}'; it has {', '.join(sorted(known))}."
+        )
+    if "change" in values and not isinstance(values["change"], ChangeSettings):
+        values["change"] = _settings(ChangeSettings, values["change"], f"{estimator}.change")
+    return kind(**values)
