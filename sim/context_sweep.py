@@ -15,7 +15,7 @@ from rich.table import Table
 
 from adapters.errors import UserError
 from deploy.bundle import Bundle
-from deploy.context import ContextEstimator, make_estimator
+from deploy.context import ContextEstimator, Health, make_estimator
 from deploy.controller import Controller
 from sim.environments import make_environment
 from sim.perturb import load_suite
@@ -27,7 +27,10 @@ STEPS = 1_000
 
 
 class Variant(NamedTuple):
-    """One estimator with the settings that differ from its defaults; no name stands for the nominal context."""
+    """One estimator with the settings that differ from its defaults; `fixed` is told `z` whatever happens.
+
+    No name stands for the bundle's nominal context.
+    """
 
     estimator: str
     settings: dict[str, Any]
@@ -36,12 +39,12 @@ class Variant(NamedTuple):
 # One setting at a time away from the defaults, since the settings act on different parts of an estimate.
 VARIANTS = (
     Variant("", {}),
+    *(Variant("fixed", {"z": z}) for z in (0.9, 1.0, 1.05, 1.1, 1.15, 1.2, 1.3)),
     Variant("linear_forward", {}),
-    *(Variant("linear_forward", {"warm_up": steps}) for steps in (50, 100)),
-    *(Variant("linear_forward", {"half_width": width}) for width in (0.1, 0.25, 0.5)),
-    *(Variant("linear_forward", {"forgetting": weight}) for weight in (0.99, 0.997, 1.0)),
-    *(Variant("linear_forward", {"ridge": ridge}) for ridge in (0.01, 1.0)),
-    *(Variant("linear_forward", {"smoothing": share}) for share in (0.0, 0.98)),
+    Variant("linear_forward", {"warm_up": 100}),
+    Variant("linear_forward", {"half_width": 0.1}),
+    Variant("linear_forward", {"forgetting": 0.99}),
+    Variant("linear_forward", {"smoothing": 0.0}),
     Variant("scale", {}),
     *(Variant("scale", {"forgetting": weight}) for weight in (0.98, 0.995)),
     *(Variant("scale", {"prior_std": std}) for std in (0.05, 0.1)),
@@ -49,9 +52,38 @@ VARIANTS = (
     Variant("shared_scale", {}),
     *(Variant("shared_scale", {"forgetting": weight}) for weight in (0.98, 0.995)),
     *(Variant("shared_scale", {"min_explained": share}) for share in (0.1, 0.5)),
-    *(Variant("shared_scale", {"most": most}) for most in (1.1, 1.15)),
-    Variant("shared_scale", {"least": 0.95}),
+    *(Variant("shared_scale", {"most": most}) for most in (1.05, 1.15, 1.2)),
+    *(Variant("shared_scale", {"least": least}) for least in (0.9, 0.95)),
 )
+
+
+class FixedContext:
+    """Tells the policy the same `z` for every dimension at every step.
+
+    Args:
+        z: the context.
+        shape: `(n, context_dim)`.
+    """
+
+    needs_action = False
+
+    def __init__(self, z: float, shape: tuple[int, ...]) -> None:
+        self.z = np.full(shape, z)
+
+    def reset(self) -> None:
+        """Nothing is remembered, so nothing is forgotten."""
+
+    def update(self, obs: np.ndarray, action: np.ndarray, next_obs: np.ndarray, valid: Any = None) -> None:
+        """Nothing is learned from a transition."""
+
+    def context(self, obs: np.ndarray, action: np.ndarray | None) -> np.ndarray:
+        """Return z, whatever is observed."""
+        return self.z
+
+    def health(self) -> Health:
+        """Return no residual and no confidence: nothing is estimated."""
+        lanes = self.z.shape[:-1]
+        return Health(np.zeros(lanes), np.zeros(lanes), np.zeros(lanes, bool))
 
 
 def sweep(
@@ -138,6 +170,8 @@ def _controller(bundle: Bundle, variant: Variant, plant: BatchedPlant) -> Contro
 def _estimator(bundle: Bundle, variant: Variant, batch: tuple[int, ...]) -> ContextEstimator:
     context = bundle.manifest.context
     assert context is not None
+    if variant.estimator == "fixed":
+        return FixedContext(variant.settings["z"], (*batch, context.dim))
     return make_estimator(
         variant.estimator,
         predict_change=bundle.predict_change,

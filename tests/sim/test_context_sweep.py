@@ -23,22 +23,24 @@ def test_rows_are_what_validation_measures(
     bundle = make_bundle()
     monkeypatch.setattr(sim.context_sweep, "STEPS", 20)
     done: list[int] = []
-    variants = [Variant("", {}), Variant("scale", {"min_explained": -1e9})]
+    variants = [Variant("", {}), Variant("scale", {"min_explained": -1e9}), Variant("fixed", {"z": 1.0})]
     rows = sweep(Bundle.load(bundle), [str(suite)], 2, 3, variants, progress=done.append)
-    assert done == [1, 2]
+    assert done == [1, 2, 3]
     report = validate(bundle, [suite], episodes=2, seed=3, steps=20, contexts=["nominal", "inferred"])
-    for row, context in zip(rows, ("nominal", "inferred"), strict=True):
+    # The nominal context of this bundle is 1, so a fixed 1 does the same.
+    for row, context in zip(rows, ("nominal", "inferred", "nominal"), strict=True):
         returns = {cell["name"]: cell["return_mean"] for cell in report["cells"] if cell["context"] == context}
         assert row["original"] == pytest.approx(returns["mass-1-damping-1"])
         assert row[str(suite)] == pytest.approx(sum(returns.values()) / 2)
-    assert table(rows).row_count == 2
+    assert table(rows).row_count == 3
 
 
 def test_variants_are_all_known_and_differ() -> None:
-    for variant in VARIANTS[1:]:
-        estimator_settings(variant.estimator, variant.settings)
+    for variant in VARIANTS:
+        if variant.estimator in ESTIMATORS:
+            estimator_settings(variant.estimator, variant.settings)
     assert len({(v.estimator, str(v.settings)) for v in VARIANTS}) == len(VARIANTS)
-    assert {v.estimator for v in VARIANTS} == {"", *ESTIMATORS}
+    assert {v.estimator for v in VARIANTS} == {"", "fixed", *ESTIMATORS}
 
 
 def test_a_policy_without_a_context_is_refused(make_bundle: Callable[..., Path]) -> None:
