@@ -8,6 +8,7 @@ reason.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -17,20 +18,16 @@ import numpy as np
 from adapters.errors import UserError
 from deploy.bundle import Bundle
 from deploy.limits import faulty_terms, limit_command, observation_bounds
+from deploy.state_machine import IDLE, RUNNING, SOFT_START, STOPPED, State, StateMachine
+from deploy.watchdog import seconds
 
 if TYPE_CHECKING:
     from deploy.context import ContextEstimator, Health
 
+__all__ = ["REASONS", "Command", "Controller", "Reason", "State"]
+
 # Share of the control period by which an observation may be early or late and still teach the estimator.
 PERIOD_TOLERANCE = 0.2
-
-
-class State(IntEnum):
-    """What the controller does with a robot: it runs the policy, waits in safety for a good step, or has stopped."""
-
-    RUNNING = 0
-    HOLD = 1
-    STOPPED = 2
 
 
 class Reason(IntEnum):
@@ -46,11 +43,10 @@ class Reason(IntEnum):
     CONTEXT = 7
     TOO_LONG = 8
     STOP = 9
+    SILENT = 10
 
 
-# Enum members as plain integers, which numpy compares and stores several times faster, for use at every step.
-NONE, CONTEXT = int(Reason.NONE), int(Reason.CONTEXT)
-RUNNING, HOLD, STOPPED = (int(state) for state in State)
+NONE, CONTEXT = int(Reason.NONE), int(Reason.CONTEXT)  # plain integers are faster to compare with
 
 REASONS = {
     Reason.NONE: "",
@@ -63,6 +59,7 @@ REASONS = {
     Reason.CONTEXT: "the context was out of the policy's range, so the nominal one was used",
     Reason.TOO_LONG: "too many bad steps in a row; stopped until clear()",
     Reason.STOP: "stopped on request until clear()",
+    Reason.SILENT: "there was no fresh observation",
 }
 
 
@@ -78,6 +75,8 @@ class Command:
         health: of the context's estimate, or None where there is no estimator.
         detail: the observation terms at fault, or how the observation's shape is wrong.
         error: text of an exception of the estimator or the policy.
+        sendable: `batch` bool; False where a robot under a position law was not yet seen well, so that no pose is
+            known that it could hold. Such a command is not to be sent.
     """
 
     action: np.ndarray
@@ -85,6 +84,7 @@ class Command:
     reason: np.ndarray
     context: np.ndarray | None
     health: Health | None
+    sendable: np.ndarray
     detail: str = ""
     error: str = ""
 
@@ -106,15 +106,27 @@ class _Inferred(NamedTuple):
 class Controller:
     """Runs a bundle.
 
+    The safe command is 0, under a position law the pose in which the robot was last seen well while it ran or was
+    idle. Idle and stopped robots get it; in a soft start the policy takes over evenly. A bad step leads back towards
+    the safe command over `stop_time`, a good one onwards to the policy over `soft_start`, each from where the command
+    stands: with both set, one bad step in a thousand is a dip and no fall.
+
     Args:
         bundle: the policy, its dynamics and limits.
         context: "inferred" by the bundle's estimator, or always the "nominal" one of the original environment.
         estimator: takes the place of the bundle's own estimator.
         batch: leading shape of all arrays; `()` is one robot.
         max_hold: bad steps in a row after which a robot is stopped until `clear`.
+        soft_start: s in which the command goes from the safe one to the policy's, in control periods; 0: at once.
+        stop_time: s in which it goes back; 0: at once, as fast as the rate limit lets it.
+        autostart: whether to start at the first good step, also after `clear`; otherwise `start` does.
+
+    Attributes:
+        adapt: whether the policy gets the inferred context; where not, it gets the nominal one, while the estimator
+            goes on learning and reporting its health. Without effect where nothing is inferred.
 
     Raises:
-        UserError: the bundle's estimator or its settings are not known.
+        UserError: a setting makes no sense, or the bundle's estimator or its settings are not known.
     """
 
     def __init__(
@@ -124,12 +136,16 @@ class Controller:
         estimator: ContextEstimator | None = None,
         batch: tuple[int, ...] = (),
         max_hold: int = 20,
+        soft_start: float = 0.0,
+        stop_time: float = 0.0,
+        autostart: bool = True,
     ) -> None:
         if context not in ("inferred", "nominal"):
             raise UserError(f"there is no context '{context}'; choose inferred or nominal.")
-        self.bundle, self.batch, self.max_hold = bundle, batch, max_hold
+        self.bundle, self.batch, self.adapt = bundle, batch, True
         robot = bundle.manifest.robot
         self.control_dt, self.names = robot.control_dt, robot.observation_names
+        self.machine = StateMachine(batch, robot.control_dt, soft_start, stop_time, max_hold, autostart)
         self.obs_shape, self.act_shape = (*batch, robot.obs_dim), (*batch, robot.act_dim)
         self.bounds = observation_bounds(robot)
         self.low, self.high = np.array(robot.action.low), np.array(robot.action.high)
@@ -145,8 +161,6 @@ class Controller:
             self.context_low, self.context_high = np.array(self.spec.low), np.array(self.spec.high)
         if self.spec is not None and context == "inferred":
             self.estimator = estimator or self._own_estimator()
-        self.state = np.full(batch, State.HOLD)
-        self.latch = np.full(batch, Reason.NONE)
         self.reset()
 
     def _own_estimator(self) -> ContextEstimator:
@@ -164,29 +178,49 @@ class Controller:
             batch=self.batch,
         )
 
+    @property
+    def state(self) -> np.ndarray:
+        """`batch`, `State` as integers."""
+        return self.machine.state
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether the last command was the safe one, for every robot."""
+        return bool((self.machine.weight == 0).all() and np.allclose(self.command, self.rest))
+
     def reset(self) -> None:
         """Start a new episode with nothing remembered; a robot that was stopped stays so until `clear`."""
-        self.bad_steps = np.zeros(self.batch, dtype=int)
+        self.machine.reset()
         self.rest = np.clip(np.zeros(self.act_shape), self.low, self.high)
-        self.command = self.rest
+        self.command = self.policy = self.rest
         self.time: float | None = None
         self.obs = np.zeros(self.obs_shape)
         self.good = np.zeros(self.batch, dtype=bool)
-        self.seen = np.zeros(self.batch, dtype=bool)
-        self.context = None
+        self.seen = np.full(self.batch, self.held_terms is None)
+        self.moved = np.ones(self.batch, dtype=bool)
+        self.context: np.ndarray | None = None
+        self.reset_context()
+
+    def reset_context(self) -> None:
+        """Forget what was learned of the dynamics: the context is nominal until there is new evidence."""
         if self.spec is not None:
             self.context = np.broadcast_to(self.nominal, (*self.batch, self.spec.dim))
         if self.estimator is not None:
             self.estimator.reset()
 
+    def start(self) -> None:
+        """Start the robots that are idle, from their next good step on."""
+        self.machine.start()
+
     def stop(self) -> None:
         """Stop every robot until `clear`."""
-        self.latch = np.full(self.batch, Reason.STOP)
+        self.machine.stop()
 
     def clear(self) -> None:
-        """Let stopped robots run again, from their next good step on."""
-        self.latch = np.full(self.batch, Reason.NONE)
-        self.bad_steps = np.zeros(self.batch, dtype=int)
+        """Let stopped robots go to idle; with `autostart` they run again from their next good step on."""
+        # In the meantime somebody may have lifted the robot or bent its legs.
+        self.moved = self.moved | (self.machine.state == STOPPED)
+        self.machine.clear()
 
     def step(self, time: float, obs: np.ndarray) -> Command:
         """Answer the observations made at `time`.
@@ -215,26 +249,45 @@ class Controller:
             action, reason = self.rest, np.where(good, stage, reason)
             caught = f"{type(error).__name__}: {error}"
         reason = np.where(good & ~np.isfinite(action).all(-1), Reason.POLICY, reason)
-        self._move_on(reason)
-        self._bound(action, values, good)
-        self.obs, self.good = values, good
+        return self._answer(action, values, good, reason, health, detail, caught)
+
+    def hold(self) -> Command:
+        """Answer a control period that brought no observation fit to use: a bad step for every robot."""
+        nobody, reason = np.zeros(self.batch, dtype=bool), np.full(self.batch, Reason.SILENT)
+        return self._answer(self.rest, self.obs, nobody, reason)
+
+    def _answer(
+        self,
+        action: np.ndarray,
+        obs: np.ndarray,
+        good: np.ndarray,
+        reason: np.ndarray,
+        health: Health | None = None,
+        detail: str = "",
+        error: str = "",
+    ) -> Command:
+        """Move the state machine, set the command and remember what the next step needs."""
+        self.machine.step((reason == NONE) | (reason == CONTEXT))
+        state = self.machine.state
+        self._bound(action, obs, good)
+        # What a robot does that nobody drives, perhaps hanging on its stand, tells nothing of its dynamics.
+        self.obs, self.good = obs, good & (state != IDLE)
+        latch = np.where(self.machine.held_too_long, Reason.TOO_LONG, Reason.STOP)
         return Command(
             action=self.command.copy(),
-            state=self.state,
-            reason=np.where(self.latch == NONE, reason, self.latch),
+            state=state,
+            reason=np.where(state == STOPPED, latch, reason),
             context=None if self.context is None else self.context.copy(),
             health=health,
+            sendable=self.seen,
             detail=detail,
-            error=caught,
+            error=error,
         )
 
     def _advance(self, time: float) -> tuple[bool, bool]:
         """Take in the time; return whether it went forward, and whether by one control period."""
-        try:
-            now = float(time)
-        except (TypeError, ValueError, OverflowError):
-            return False, False
-        if not np.isfinite(now):
+        now = seconds(time)
+        if not math.isfinite(now):
             return False, False
         # A clock that was set back is bad once; what counts from then on is that it moves again.
         last, self.time = self.time, now
@@ -267,26 +320,33 @@ class Controller:
             self.estimator.update(self.obs, self.command, obs, self.good & good)
         candidate = self.bundle.act(obs, self.context) if self.estimator.needs_action else None
         z = np.asarray(self.estimator.context(obs, candidate), dtype=np.float64).reshape(self.context.shape)
+        if not self.adapt:
+            return _Inferred(np.broadcast_to(self.nominal, z.shape), np.zeros(self.batch, dtype=bool))
         usable = np.asarray(((z >= self.context_low) & (z <= self.context_high)).all(-1))
         z = np.where(usable[..., None], z, self.nominal)
         return _Inferred(np.where(good[..., None], z, self.context), good & ~usable)
 
-    def _move_on(self, reason: np.ndarray) -> None:
-        """Move the state machine: a bad step holds, too many in a row stop."""
-        bad = (reason != NONE) & (reason != CONTEXT)
-        self.bad_steps = np.where(bad, self.bad_steps + 1, 0)
-        too_long = (self.bad_steps >= self.max_hold) & (self.latch == NONE)
-        self.latch = np.where(too_long, Reason.TOO_LONG, self.latch)
-        self.state = np.where(self.latch != NONE, STOPPED, np.where(bad, HOLD, RUNNING))
-
     def _bound(self, action: np.ndarray, obs: np.ndarray, good: np.ndarray) -> None:
         """Set the command: the policy's for robots that run, the safe one for the others, within limits."""
-        running = self.state == RUNNING
+        state = self.machine.state
         if self.held_terms is not None:
-            first = good & ~self.seen
-            position = np.clip(obs[..., self.held_terms], self.low, self.high)
-            self.rest = np.where((running | first)[..., None], position, self.rest)
-            self.command = np.where(first[..., None], self.rest, self.command)
-            self.seen = self.seen | good
-        target = np.where(running[..., None], action, self.rest)
+            self._take_pose(np.clip(obs[..., self.held_terms], self.low, self.high), good)
+        if self.machine.ramps:
+            # Where the policy cannot be asked or is not to be, its last action fades out.
+            asked = (state == RUNNING) | (state == SOFT_START)
+            self.policy = np.where(asked[..., None], np.clip(action, self.low, self.high), self.policy)
+            weight = self.machine.weight[..., None]
+            target = weight * self.policy + (1 - weight) * self.rest
+        else:
+            target = np.where((state == RUNNING)[..., None], action, self.rest)
         self.command = limit_command(target, self.command, self.low, self.high, self.max_step)
+
+    def _take_pose(self, pose: np.ndarray, good: np.ndarray) -> None:
+        """Take the pose `(*batch, act_dim)` as the safe command where the robot may have left the one before."""
+        state = self.machine.state
+        # A soft start blends from the pose at its beginning: a pose that followed the robot would let it sag.
+        left = (state == RUNNING) | (state == IDLE) | (good & self.moved)
+        self.rest = np.where(left[..., None], pose, self.rest)
+        # The rate limit counts from the pose where there was no command before.
+        self.command = np.where((good & ~self.seen)[..., None], self.rest, self.command)
+        self.seen, self.moved = self.seen | good, self.moved & ~good

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import collections
+import functools
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -12,13 +11,13 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 
+import deploy.loop
 from adapters.command import command
 from adapters.errors import UserError
-from adapters.progress import MoveBar, progress_bar
+from adapters.progress import progress_bar
 from adapters.robots.gymnasium_robot import GymnasiumRobot
-from adapters.robots.robot import Robot
 from deploy.bundle import Bundle
-from deploy.controller import Command, Controller, State
+from deploy.controller import Controller, State
 from sim.environments import make_environment, quiet_mujoco
 
 # Hydra would take these for config groups, because folders of those names lie in configs/.
@@ -36,47 +35,13 @@ class RunConfig(BaseModel):
     steps: int = Field(ge=1)
     context: Literal["inferred", "nominal"]
     seed: int = Field(ge=0)
+    soft_start: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    realtime: bool = False
+    dry_run: bool = False
 
 
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """What happened.
-
-    Attributes:
-        steps: commands sent.
-        last: the last of them.
-        faults: how many steps each fault took, in words.
-    """
-
-    steps: int
-    last: Command
-    faults: dict[str, int]
-
-
-def drive(robot: Robot, controller: Controller, steps: int, move: MoveBar = lambda completed: None) -> Outcome:
-    """Close the loop until the robot has nothing new to say, at most for `steps` control periods.
-
-    Args:
-        robot: what is driven; it keeps the time.
-        controller: for one robot.
-        steps: control periods.
-        move: called with the number of commands sent.
-
-    Raises:
-        UserError: the robot never gave a fresh observation.
-    """
-    faults: collections.Counter[str] = collections.Counter()
-    last, sent = None, 0
-    while sent < steps and (observation := robot.observe()).fresh:
-        last = controller.step(observation.time, observation.values)
-        if last.explanation:
-            faults[last.explanation] += 1
-        robot.command(last.action)
-        sent += 1
-        move(sent)
-    if last is None:
-        raise UserError("the robot gave no observation; check that it is there and switched on.")
-    return Outcome(sent, last, dict(faults))
+# A robot in simulated time stands still after its last command.
+drive = functools.partial(deploy.loop.drive, settle=False)
 
 
 def connect(bundle: Bundle, config: RunConfig) -> GymnasiumRobot:
@@ -107,11 +72,13 @@ def _run(config: DictConfig) -> None:
     """Drive the robot and print what happened."""
     settings = RunConfig.model_validate(OmegaConf.to_container(config, resolve=True))
     bundle = Bundle.load(settings.bundle)
-    controller = Controller(bundle, context=settings.context)
+    controller = Controller(bundle, context=settings.context, soft_start=settings.soft_start)
     robot = connect(bundle, settings)
     try:
         with progress_bar("driving", settings.steps) as move:
-            outcome = drive(robot, controller, settings.steps, move)
+            outcome = drive(
+                robot, controller, settings.steps, move, realtime=settings.realtime, dry_run=settings.dry_run
+            )
     finally:
         robot.close()
     console = Console(highlight=False)
@@ -121,6 +88,8 @@ def _run(config: DictConfig) -> None:
     console.print("faults: none" if not outcome.faults else "faults:")
     for text, count in outcome.faults.items():
         console.print(f"  {count} steps: {text}", markup=False)
+    if outcome.statistics is not None:
+        console.print(outcome.statistics.describe())
 
 
 def main() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ MOTION[3:, 1:3] = DT * np.eye(2)
 PUSH = np.zeros((ACT, OBS), np.float32)
 PUSH[:, 3:] = 0.5 * np.eye(2)
 STD = 0.01
+LOW, HIGH = np.array([-2.0, -1.0]), np.array([2.0, 3.0])
 
 
 def robot(law: str = "effort", **limits: Any) -> RobotDescription:
@@ -54,6 +57,15 @@ def act(obs: np.ndarray, context: np.ndarray | None) -> np.ndarray:
     """The policy in numpy, to compare with."""
     lean = 0.0 if context is None else (context - 1) @ LEAN
     return 2 * np.tanh(obs @ GAIN + lean)
+
+
+def stand_in(policy: Callable[..., Any] = act, context: bool = True, law: str = "effort", **limits: Any) -> Any:
+    """A bundle in memory with any policy."""
+    return SimpleNamespace(
+        manifest=spec(context, law, **limits),
+        act=policy,
+        predict_change=lambda obs, action: (obs @ MOTION + action @ PUSH, np.full(np.shape(obs), STD)),
+    )
 
 
 def golden(rows: int = 64, context: bool = True) -> dict[str, np.ndarray]:

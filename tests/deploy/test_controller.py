@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from leg import ACT, DT, MOTION, OBS, PUSH, STD, act, spec
+from leg import ACT, DT, HIGH, LOW, OBS, act, stand_in
 
 from adapters.errors import UserError
 from deploy.bundle import Bundle
@@ -22,17 +21,7 @@ from deploy.context import Health
 from deploy.controller import Command, Controller, Reason, State
 
 WriteBundle = Callable[..., Path]
-LOW, HIGH = np.array([-2.0, -1.0]), np.array([2.0, 3.0])
 NOMINAL = np.ones(OBS)
-
-
-def stand_in(policy: Callable[..., Any] = act, context: bool = True, law: str = "effort", **limits: Any) -> Any:
-    """A bundle in memory with any policy."""
-    return SimpleNamespace(
-        manifest=spec(context, law, **limits),
-        act=policy,
-        predict_change=lambda obs, action: (obs @ MOTION + action @ PUSH, np.full(np.shape(obs), STD)),
-    )
 
 
 class Recorder:
@@ -249,6 +238,224 @@ def test_stop_is_latched_through_a_new_episode() -> None:
     assert only(controller.step(DT, np.full(OBS, 0.1)))[0] == State.RUNNING
 
 
+def always(*command: float, law: str = "effort", **limits: Any) -> Any:
+    """The bundle of a policy that always wants the same."""
+    return stand_in(policy=lambda obs, z: np.broadcast_to(command, (*np.shape(obs)[:-1], ACT)), law=law, **limits)
+
+
+def test_soft_start_is_a_straight_line() -> None:
+    # 0.08 s are four periods of 0.02 s: the policy's share grows by a quarter in each.
+    commands = run(Controller(always(2.0, -1.0), soft_start=0.08), np.zeros((5, OBS)))
+    np.testing.assert_allclose([c.action for c in commands], np.outer([0.25, 0.5, 0.75, 1, 1], [2.0, -1.0]))
+    assert [only(c)[0] for c in commands] == [State.SOFT_START] * 3 + [State.RUNNING] * 2
+
+
+def test_soft_start_begins_at_the_safe_command_that_lies_in_the_limits() -> None:
+    bundle = always(3.0, 1.0)
+    object.__setattr__(bundle.manifest.robot.action, "low", (1.0, -1.0))
+    object.__setattr__(bundle.manifest.robot.action, "high", (5.0, 3.0))
+    # 0 is not allowed and 1 is nearest to it; from there to 3 in halves.
+    found = [c.action.tolist() for c in run(Controller(bundle, soft_start=0.04), np.zeros((2, OBS)))]
+    assert found == [[2.0, 0.5], [3.0, 1.0]]
+
+
+def test_soft_start_takes_a_share_of_what_the_limits_allow() -> None:
+    # The policy asks for a thousand times what is allowed; a tenth of it would be no soft start.
+    first = Controller(always(2e3, 0.0), soft_start=0.2).step(0.0, np.zeros(OBS))
+    np.testing.assert_allclose(first.action, [0.2, 0.0])
+
+
+def test_soft_start_of_a_position_law_leaves_the_pose_of_its_beginning() -> None:
+    controller = Controller(always(1.1, 0.8, law="position"), soft_start=0.08)
+    poses = [[0, 0.3, 0.0, 0, 0], [0, 0.1, -0.1, 0, 0], [0, 0.2, 0.1, 0, 0], [0, 0.2, 0.1, 0, 0]]
+    found = [c.action for c in run(controller, np.array(poses))]
+    # From 0.3 to 1.1 and from 0 to 0.8 in quarters, wherever the robot sways.
+    np.testing.assert_allclose(found, [[0.5, 0.2], [0.7, 0.4], [0.9, 0.6], [1.1, 0.8]])
+
+
+def test_one_bad_step_is_a_dip() -> None:
+    controller = Controller(always(1.0, 1.0), soft_start=0.08, stop_time=0.1)
+    run(controller, np.zeros((4, OBS)))
+    obs = np.zeros((4, OBS))
+    obs[0] = np.nan
+    dip = run(controller, obs, start=1.0)
+    # A fifth down, a quarter up.
+    np.testing.assert_allclose([c.action[0] for c in dip], [0.8, 1.0, 1.0, 1.0])
+    assert [only(c)[0] for c in dip] == [State.HOLD] + [State.RUNNING] * 3
+
+
+def test_way_back_from_a_hold_is_a_soft_start_again() -> None:
+    controller = Controller(always(1.0, 1.0), soft_start=0.04)
+    obs = np.zeros((5, OBS))
+    obs[2] = np.nan
+    found = run(controller, obs)
+    np.testing.assert_allclose([c.action[0] for c in found], [0.5, 1.0, 0.0, 0.5, 1.0])
+    assert only(found[3])[0] == State.SOFT_START
+
+
+def test_stop_is_a_straight_line_from_the_last_command() -> None:
+    wanted = iter([1.0, 1.5, -2.0, -2.0, -2.0, -2.0, -2.0])
+    controller = Controller(stand_in(policy=lambda obs, z: np.full(ACT, next(wanted))), stop_time=0.06)
+    run(controller, np.zeros((2, OBS)))
+    controller.stop()
+    commands = run(controller, np.zeros((4, OBS)), start=2 * DT)
+    # From 1.5 in thirds, whatever the policy wants by now.
+    np.testing.assert_allclose([c.action[0] for c in commands], [1.0, 0.5, 0.0, 0.0], atol=1e-12)
+    assert {only(c) for c in commands} == {(State.STOPPED, Reason.STOP)}
+
+
+def test_stop_keeps_to_the_rate() -> None:
+    controller = Controller(always(1.0, 1.0, rate=10.0), stop_time=0.04)
+    run(controller, np.zeros((5, OBS)))
+    controller.stop()
+    # 0.2 a step is slower than a half of 1.
+    found = [c.action[0] for c in run(controller, np.zeros((6, OBS)), start=1.0)]
+    np.testing.assert_allclose(found, [0.8, 0.6, 0.4, 0.2, 0.0, 0.0], atol=1e-12)
+
+
+def test_at_rest_once_the_safe_command_is_reached() -> None:
+    controller = Controller(always(1.0, 1.0), stop_time=0.04)
+    run(controller, np.zeros((2, OBS)))
+    controller.stop()
+    assert [(controller.hold().action[0], controller.at_rest) for _ in range(3)] == [
+        (0.5, False),
+        (0.0, True),
+        (0.0, True),
+    ]
+
+
+def test_command_that_only_passes_the_safe_one_is_not_at_rest() -> None:
+    wanted = iter([-2.0, -2.0, 2.0])
+    controller = Controller(stand_in(policy=lambda obs, z: np.array([next(wanted), 0.0]), rate=50.0), stop_time=0.08)
+    # The rate allows 1 a step: -1, -2, -1, and 0 on the way to three quarters of 2.
+    run(controller, np.zeros((3, OBS)))
+    controller.stop()
+    assert (controller.hold().action[0], controller.at_rest) == (0.0, False)
+
+
+def test_idle_until_start() -> None:
+    controller = Controller(always(1.0, 1.0), autostart=False, max_hold=2)
+    obs = np.zeros((6, OBS))
+    obs[1:4] = np.nan
+    idle = run(controller, obs)
+    assert {only(c)[0] for c in idle} == {State.IDLE}
+    assert {c.action[0] for c in idle} == {0.0}
+    assert only(idle[1]) == (State.IDLE, Reason.NOT_FINITE)
+    controller.start()
+    assert only(controller.step(1.0, np.zeros(OBS))) == (State.RUNNING, Reason.NONE)
+
+
+def test_clear_without_autostart_leads_to_idle() -> None:
+    controller = Controller(always(1.0, 1.0), autostart=False)
+    controller.start()
+    controller.stop()
+    controller.start()
+    assert only(controller.step(0.0, np.zeros(OBS)))[0] == State.STOPPED
+    controller.clear()
+    assert only(controller.step(DT, np.zeros(OBS)))[0] == State.IDLE
+    controller.start()
+    assert only(controller.step(2 * DT, np.zeros(OBS)))[0] == State.RUNNING
+
+
+def test_idle_position_law_follows_the_pose() -> None:
+    controller = Controller(always(1.5, 1.5, law="position"), autostart=False, soft_start=0.04)
+    for step, hip in enumerate((0.3, 0.7)):
+        assert controller.step(step * DT, np.array([0, hip, -0.2, 0, 0])).action.tolist() == [hip, -0.2]
+    controller.start()
+    found = run(controller, np.tile([0, 0.5, 0.5, 0, 0], (2, 1)), start=2 * DT)
+    # Halfway between the last idle pose and the policy's.
+    np.testing.assert_allclose([c.action for c in found], [[1.1, 0.65], [1.5, 1.5]])
+
+
+def test_cleared_position_law_starts_from_where_it_was_moved_to() -> None:
+    controller = Controller(always(1.5, 1.5, law="position"), soft_start=0.04)
+    run(controller, np.tile([0, 0.3, 0.3, 0, 0], (3, 1)))
+    controller.stop()
+    moved = np.array([0, -0.5, -0.5, 0, 0])
+    assert controller.step(1.0, moved).action.tolist() == [0.3, 0.3]
+    controller.clear()
+    np.testing.assert_allclose(controller.step(1.1, moved).action, [0.5, 0.5])  # halfway from -0.5 to 1.5
+
+
+def test_cleared_position_law_keeps_to_the_rate() -> None:
+    controller = Controller(always(0.3, 0.3, law="position", rate=5.0))
+    run(controller, np.tile([0, 0.3, 0.3, 0, 0], (2, 1)))
+    controller.stop()
+    controller.clear()
+    # The robot is found elsewhere, but its last command was 0.3, and 0.3 is wanted.
+    assert controller.step(1.0, np.array([0, -1.5, -0.5, 0, 0])).action.tolist() == [0.3, 0.3]
+
+
+def test_idle_teaches_nothing() -> None:
+    recorder = Recorder()
+    controller = Controller(stand_in(), estimator=recorder, autostart=False)
+    run(controller, np.zeros((3, OBS)))
+    controller.start()
+    run(controller, np.zeros((3, OBS)), start=3 * DT)
+    assert [bool(update[3]) for update in recorder.updates] == [False, False, False, True, True]
+
+
+def test_period_without_observation_is_a_bad_step() -> None:
+    recorder = Recorder()
+    controller = Controller(stand_in(), estimator=recorder, max_hold=2)
+    controller.step(0.0, np.full(OBS, 0.1))
+    held = controller.hold()
+    assert only(held) == (State.HOLD, Reason.SILENT)
+    assert held.explanation == "there was no fresh observation"
+    np.testing.assert_array_equal(held.action, [0.0, 0.0])
+    # The robot's time has not moved, so its next observation is in order, and teaches nothing about the gap.
+    assert only(controller.step(DT, np.full(OBS, 0.1))) == (State.RUNNING, Reason.NONE)
+    assert [bool(update[3]) for update in recorder.updates] == [False]
+    assert [only(controller.hold()) for _ in range(2)][-1] == (State.STOPPED, Reason.TOO_LONG)
+
+
+def test_position_law_may_be_sent_once_the_robot_was_seen_well() -> None:
+    controller = Controller(always(1.0, 1.0, law="position"))
+    sendable = [bool(controller.hold().sendable), *[bool(c.sendable) for c in run(controller, np.zeros((1, OBS)))]]
+    assert [*sendable, bool(controller.hold().sendable)] == [False, True, True]
+    assert Controller(always(1.0, 1.0)).hold().sendable
+
+
+def test_adaptation_can_be_switched_off_while_the_estimator_learns_on() -> None:
+    recorder, obs = Recorder(), rows(4)
+    controller = Controller(stand_in(), estimator=recorder)
+    controller.adapt = False
+    off = run(controller, obs[:3])
+    for command, row in zip(off, obs, strict=False):
+        np.testing.assert_array_equal(command.context, NOMINAL)
+        np.testing.assert_allclose(command.action, np.clip(act(row, NOMINAL), LOW, HIGH))
+        assert command.health is not None
+    assert len(recorder.updates) == 2
+    controller.adapt = True
+    np.testing.assert_array_equal(controller.step(3 * DT, obs[3]).context, np.full(OBS, 1.2))
+
+
+def test_context_that_nobody_asked_for_is_not_refused() -> None:
+    recorder = Recorder()
+    recorder.z = np.full(OBS, np.nan)
+    controller = Controller(stand_in(), estimator=recorder)
+    controller.adapt = False
+    assert only(controller.step(0.0, np.zeros(OBS))) == (State.RUNNING, Reason.NONE)
+
+
+def test_reset_context_forgets_the_context_alone() -> None:
+    recorder = Recorder(needs_action=True)
+    controller = Controller(stand_in(), estimator=recorder)
+    run(controller, rows(2))
+    controller.reset_context()
+    assert recorder.resets == 2
+    assert only(controller.step(2 * DT, rows(1)[0])) == (State.RUNNING, Reason.NONE)
+    np.testing.assert_allclose(recorder.asked[-1][1], act(rows(1)[0], NOMINAL))
+    # The episode goes on: the estimator learns from the step before.
+    assert recorder.updates[-1][3]
+
+
+@pytest.mark.parametrize("setting", [{"soft_start": -1.0}, {"stop_time": np.nan}, {"max_hold": 0}])
+def test_setting_that_makes_no_sense_is_refused(setting: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=next(iter(setting))):
+        Controller(stand_in(), **setting)
+
+
 def test_safe_command_keeps_to_the_rate() -> None:
     controller = Controller(stand_in(policy=lambda obs, z: np.array([1.0, 1.0]), rate=10.0))
     run(controller, np.zeros((5, OBS)))
@@ -431,6 +638,70 @@ def test_garbage_gives_finite_commands_within_limits(
             assert np.isfinite(command.action).all()
             assert (command.action >= LOW).all() and (command.action <= HIGH).all()
             assert command.context is not None and np.isfinite(command.context).all()
+
+
+observations = st.one_of(
+    st.lists(st.floats(-1, 1), min_size=OBS, max_size=OBS),
+    st.lists(anything, max_size=OBS + 1),
+    st.sampled_from([None, "abc", 1.0]),
+)
+calls = st.one_of(
+    st.tuples(st.just("step"), st.none() | anything, observations),
+    st.tuples(st.sampled_from(["hold", "start", "stop", "clear", "reset_context", "adapt"])),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    calls=st.lists(calls, max_size=40),
+    wanted=st.tuples(st.floats(-3, 4), st.floats(-3, 4)),
+    law=st.sampled_from(["effort", "velocity", "position"]),
+    rate=st.sampled_from([None, 5.0]),
+    times=st.sampled_from([(0.0, 0.0), (0.1, 0.0), (0.1, 0.06)]),
+    autostart=st.booleans(),
+)
+def test_calls_in_any_order(
+    calls: list[tuple[Any, ...]],
+    wanted: tuple[float, float],
+    law: str,
+    rate: float | None,
+    times: tuple[float, float],
+    autostart: bool,
+) -> None:
+    soft_start, stop_time = times
+    controller = Controller(
+        always(*wanted, law=law, rate=rate), soft_start=soft_start, stop_time=stop_time, autostart=autostart, max_hold=5
+    )
+    stopped, started, goal = False, autostart, np.clip(wanted, LOW, HIGH)
+    previous = None if law == "position" else np.zeros(ACT)
+    for index, (name, *arguments) in enumerate(calls):
+        if name == "adapt":
+            controller.adapt = not controller.adapt
+        elif name in ("step", "hold"):
+            if name == "step":
+                time, obs = arguments
+                arguments = [index * DT if time is None else time, obs]
+            with np.errstate(all="ignore"):
+                command = getattr(controller, name)(*arguments)
+            state = State(int(command.state))
+            assert np.isfinite(command.action).all()
+            assert (command.action >= LOW).all() and (command.action <= HIGH).all()
+            assert state == State.STOPPED or not stopped
+            assert (state == State.IDLE) <= (not started)
+            stopped = state == State.STOPPED
+            change = np.zeros(ACT) if previous is None else command.action - previous
+            if rate is not None:
+                assert (np.abs(change) <= rate * DT + 1e-12).all()
+            if law != "position":
+                # 0.1 s are five periods, 0.06 s three, 0 is one: a fifth of the way up, a third of it down at most.
+                up, down = np.abs(goal) / max(soft_start / DT, 1), np.abs(goal) / max(stop_time / DT, 1)
+                assert (change * np.sign(goal) <= up + 1e-9).all()
+                assert (-change * np.sign(goal) <= down + 1e-9).all()
+            previous = command.action if command.sendable else None
+        else:
+            getattr(controller, name)()
+            stopped = (stopped or name == "stop") and name != "clear"
+            started = name == "start" or (started and name not in ("stop", "clear")) or autostart
 
 
 def test_import_is_light() -> None:

@@ -129,7 +129,24 @@ def test_command_prints_return_state_and_faults(make_bundle: Callable[..., Path]
     assert again.stdout.splitlines()[-3:] == lines
 
 
-@pytest.mark.parametrize("setting", [{"steps": 0}, {"context": "oracle"}, {"seed": -1}, {"colour": "red"}])
+def test_realtime_run_keeps_the_control_period_and_says_how_well(make_bundle: Callable[..., Path]) -> None:
+    path = make_bundle()
+    done = _run(f"bundle={path}", "steps=5", "realtime=true", "soft_start=0.1", cwd=path.parent)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "5 steps of 50 ms" in " ".join(done.stdout.split())
+
+
+def test_dry_run_sends_nothing(make_bundle: Callable[..., Path]) -> None:
+    path = make_bundle()
+    done = _run(f"bundle={path}", "dry_run=true", cwd=path.parent)
+    assert (done.returncode, done.stderr) == (0, "")
+    # The environment stands still after its first observation.
+    assert done.stdout.splitlines()[-3].startswith("1 steps, 0.1 s of simulated time, return 0.0")
+
+
+@pytest.mark.parametrize(
+    "setting", [{"steps": 0}, {"context": "oracle"}, {"seed": -1}, {"soft_start": -1.0}, {"colour": "red"}]
+)
 def test_setting_that_makes_no_sense_is_refused(setting: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(setting))):
         _config(Path("leg.bundle"), **setting)
