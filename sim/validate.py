@@ -33,6 +33,8 @@ CONTEXTS: tuple[Context, ...] = ("nominal", "inferred", "oracle")
 
 # Windows, in control steps, over which the context before and after a change is averaged.
 BEFORE, AFTER = 50, 200
+# A context that moves by less has not moved: it is kept in single precision.
+STILL = 1e-4
 
 
 def validate(
@@ -179,7 +181,7 @@ def steps_to_90_percent(trace: np.ndarray, at_step: int) -> int | None:
     start, end = (window.mean(0) for window in windows)
     way = end - start
     length = float(np.linalg.norm(way))
-    if length == 0.0:
+    if length < STILL:
         return None
     noise = max(float((window @ way).std()) / length for window in windows)
     if length <= 2 * noise:
