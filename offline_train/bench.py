@@ -1,4 +1,4 @@
-"""`surefoot bench`: speeds on one thread, an ordinary implementation and the peers' figures beside them."""
+"""`surefoot bench`: speeds beside an ordinary implementation's and the peers', and how a running stack takes faults."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,11 +24,14 @@ from rich.table import Table
 from adapters.command import command
 from adapters.errors import UserError
 from adapters.files import write_json
-from adapters.progress import progress_bar
+from adapters.progress import MoveBar, progress_bar
 from deploy.bundle import Bundle
-from offline_train.bench_cases import SPEED_CAPTION, SPEED_CASES, Case, Work, speed_cases
+from offline_train.bench_cases import SPEED_CAPTION, SPEED_CASES, Case, Work, speed_cases, untrained_bundle
 from sim.context_sweep import VARIANTS, sweep
 from sim.context_sweep import table as context_table
+from sim.endurance import Endurance, at_rate, endurance_table, endure
+from sim.fault_injection import FAULTS, RATE, fault_table, inject_all
+from sim.fault_rig import Transport
 
 SCHEMA = 1
 WARM_UP = 0.1
@@ -60,6 +65,9 @@ class BenchConfig(BaseModel):
     bundle: Path | None
     suites: list[str] = Field(min_length=1)
     episodes: int = Field(ge=1)
+    transport: Literal["ros2", "lcm", "both"] | None
+    hz: float = Field(gt=0, le=1000)
+    minutes: float = Field(gt=0, allow_inf_nan=False)
 
 
 def bench(config: BenchConfig) -> dict[str, Any]:
@@ -69,7 +77,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         UserError: there is no such benchmark.
     """
     if config.name not in BENCHMARKS:
-        raise UserError(f"there is no benchmark '{config.name}'; choose one of {', '.join(BENCHMARKS)}, context.")
+        raise UserError(f"there is no benchmark '{config.name}'; choose one of {', '.join(REPORTS)}.")
     torch.set_num_threads(1)
     benchmark = BENCHMARKS[config.name]
     rows: list[dict[str, Any]] = []
@@ -152,6 +160,41 @@ def context_sweep(config: BenchConfig) -> dict[str, Any]:
     }
 
 
+def fault_injection(config: BenchConfig) -> dict[str, Any]:
+    """Put every fault into a stack over real transports and return what the robot got as JSON."""
+    both: tuple[Transport, ...] = ("ros2", "lcm")
+    transports = [transport for transport in both if config.transport in (None, "both", transport)]
+    total = sum(transport in fault.transports for transport in transports for fault in FAULTS)
+    with progress_bar("faults", total, "faults") as move:
+        rows = inject_all(transports, move)
+    return {"schema": SCHEMA, "name": "faults", "hz": RATE, "machine": machine(), "rows": [asdict(row) for row in rows]}
+
+
+def endurance(config: BenchConfig) -> dict[str, Any]:
+    """Keep a controller of full size at a rate and return how well that went as JSON.
+
+    Raises:
+        UserError: that transport has no node to run in, or the node does not start.
+    """
+    if config.transport not in (None, "ros2"):
+        raise UserError(f"name=rate has no transport={config.transport}; give ros2, or none to run in process alone.")
+    places = [False, True] if config.transport == "ros2" else [False]
+    seconds, rows = 60.0 * config.minutes, list[Endurance]()
+    steps = round(seconds * config.hz)
+    with tempfile.TemporaryDirectory() as folder, progress_bar("rate", len(places) * steps, "steps") as move:
+        original = untrained_bundle("augwm", Path(folder))
+        bundle = at_rate(original, Path(folder) / "rate.bundle", config.hz)
+        for through_ros2 in places:
+            moved = partial(_move_on, move, len(rows) * steps)
+            rows.append(endure(bundle, seconds, Path(folder) / f"logs{len(rows)}", through_ros2, moved))
+    figures = {"hz": config.hz, "minutes": config.minutes, "machine": machine()}
+    return {"schema": SCHEMA, "name": "rate", **figures, "rows": [asdict(row) for row in rows]}
+
+
+def _move_on(move: MoveBar, before: int, done: int) -> None:
+    move(before + done)
+
+
 def speed_table(report: dict[str, Any]) -> Table:
     """Lay the speeds out for the terminal."""
     table = Table(title="Speeds on one thread", caption=BENCHMARKS[report["name"]].caption, caption_justify="left")
@@ -167,11 +210,22 @@ def speed_table(report: dict[str, Any]) -> Table:
     return table
 
 
+REPORTS: dict[str, tuple[Callable[[BenchConfig], dict[str, Any]], Callable[[dict[str, Any]], Table]]] = {
+    "speed": (bench, speed_table),
+    "context": (context_sweep, lambda report: context_table(report["rows"])),
+    "faults": (fault_injection, lambda report: fault_table(report["rows"])),
+    "rate": (endurance, endurance_table),
+}
+"""What each name makes and how it is shown."""
+
+
 @command("bench")
 def main(config: DictConfig) -> None:
     """The command line's entry."""
     settings = BenchConfig.model_validate(OmegaConf.to_container(config, resolve=True))
-    report = context_sweep(settings) if settings.name == "context" else bench(settings)
+    # An unknown name is for `bench` to refuse.
+    make, table = REPORTS.get(settings.name, REPORTS["speed"])
+    report = make(settings)
     if settings.json_file is not None:
         write_json(settings.json_file, report)
-    Console().print(context_table(report["rows"]) if settings.name == "context" else speed_table(report))
+    Console().print(table(report))

@@ -1,7 +1,9 @@
-"""`surefoot collect`: behaviour policies rolled out in MuJoCo into a data set, many episodes at once."""
+"""`surefoot collect`: a data set of behaviour policies rolled out in MuJoCo, many at once, or of a robot's log."""
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -17,7 +19,11 @@ from adapters.datasets import Metadata, TransitionDataset, save_npz
 from adapters.errors import UserError
 from adapters.progress import MoveBar, progress_bar
 from sim.environments import Environment, make_environment
+from sim.logs import find_robot, read_log
 from sim.plant import BatchedPlant
+
+# Hydra would take it for a config group, because a folder of that name lies in configs/.
+ALIASES = {"robot=": "description="}
 
 EPISODE_STEPS = 1000
 SNAPSHOTS = resources.files("sim.behaviour")
@@ -193,22 +199,14 @@ def _roll_out(
 
 
 @command("collect")
-def main(config: DictConfig) -> None:
+def _collect(config: DictConfig) -> None:
     """Collect a data set, write it and say what it holds."""
-    for name, least in (("steps", 1), ("seed", 0), ("episodes_in_parallel", 1), ("threads", 1)):
-        if type(config[name]) is not int or config[name] < least:
-            raise UserError(f"{name}={config[name]} is not possible; give a whole number of at least {least}.")
     output = Path(str(config.output))
     if output.suffix != ".npz" or output.is_dir():
         raise UserError(f"output={output} is not the name of an .npz file; choose one, for example output=data.npz.")
-    dataset = collect(
-        recipe=str(config.recipe),
-        steps=config.steps,
-        seed=config.seed,
-        env=config.env.name,
-        episodes_in_parallel=config.episodes_in_parallel,
-        threads=config.threads,
-    )
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always", UserWarning)
+        dataset = _rolled_out(config) if config.bag is None else _logged(config)
     save_npz(dataset, output)
     returns = dataset.episode_returns()
     print(f"rows         {len(dataset)}")
@@ -216,6 +214,36 @@ def main(config: DictConfig) -> None:
     print(f"mean return  {returns.mean():.1f} (from {returns.min():.1f} to {returns.max():.1f})")
     print(f"file         {output}")
     print(f"SHA-256      {dataset.metadata.sha256}")
+    for note in notes:
+        print(f"note         {note.message}")
+
+
+def _rolled_out(config: DictConfig) -> TransitionDataset:
+    """Collect in MuJoCo."""
+    for name, least in (("steps", 1), ("seed", 0), ("episodes_in_parallel", 1), ("threads", 1)):
+        if type(config[name]) is not int or config[name] < least:
+            raise UserError(f"{name}={config[name]} is not possible; give a whole number of at least {least}.")
+    return collect(
+        recipe=str(config.recipe),
+        steps=config.steps,
+        seed=config.seed,
+        env=config.env.name,
+        episodes_in_parallel=config.episodes_in_parallel,
+        threads=config.threads,
+    )
+
+
+def _logged(config: DictConfig) -> TransitionDataset:
+    """Read a robot's log."""
+    robot = find_robot(str(config.description))
+    return read_log(Path(str(config.bag)), robot, config.joint_map, config.field_map)
+
+
+def main() -> None:
+    """Run the command."""
+    for name, alias in ALIASES.items():
+        sys.argv[1:] = [alias + a.removeprefix(name) if a.startswith(name) else a for a in sys.argv[1:]]
+    _collect()
 
 
 if __name__ == "__main__":

@@ -1,43 +1,48 @@
-"""Data sets from files: `load_dataset` reads npz, D4RL HDF5 and Minari into one checked `TransitionDataset`."""
+"""Data sets from files: `load_dataset` reads npz, HDF5, Minari and robots' logs into a checked `TransitionDataset`."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.resources
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from adapters.datasets.hdf5 import read_hdf5
+from adapters.datasets.lcmlog import is_lcm_log, read_lcm_log
 from adapters.datasets.minari import data_folder, read_minari
 from adapters.datasets.npz import read_npz, save_npz
+from adapters.datasets.robot_log import LogLayout
+from adapters.datasets.rosbag import bag_in, read_rosbag
 from adapters.datasets.transitions import Metadata, Normaliser, TransitionDataset
 from adapters.errors import UserError
 
-__all__ = ["Metadata", "Normaliser", "TransitionDataset", "load_dataset", "save_npz"]
+__all__ = ["LogLayout", "Metadata", "Normaliser", "TransitionDataset", "load_dataset", "save_npz"]
 
 PACKAGE_PREFIX = "package://"
 
-Reader = Callable[[Path], tuple[dict[str, np.ndarray], Metadata]]
+Read = tuple[dict[str, np.ndarray], Metadata]
 
 
-def load_dataset(path: str | Path, env: str | None = None, control_dt: float | None = None) -> TransitionDataset:
+def load_dataset(
+    path: str | Path, env: str | None = None, control_dt: float | None = None, layout: LogLayout | None = None
+) -> TransitionDataset:
     """Read and check a data set; what stands at the path decides the reader.
 
     Args:
-        path: an npz file, an HDF5 file (.hdf5 or .h5) or a Minari folder; `package://` begins the path of a file that
-            is shipped with Surefoot.
+        path: an npz file, an HDF5 file (.hdf5 or .h5), a Minari folder, an LCM log (.lcm or lcmlog-*) or a bag of
+            ROS 2 (.mcap, .db3 or their folder); `package://` begins the path of a file that is shipped with Surefoot.
         env: environment or robot id; needed where the file does not say it.
-        control_dt: control period in seconds; needed where the file does not say it.
+        control_dt: control period in seconds; needed where the file does not say it, as no robot's log does.
+        layout: what a robot's log is to be read as; without one, rewards are 0 and a bag cannot be read.
 
     Raises:
         UserError: nothing readable stands there, the data is malformed (see `checks.checked_arrays`), altered since it
             was written, or says something else than `env` or `control_dt`.
     """
     place = _resolve(str(path))
-    arrays, metadata = _reader(place)(place)
+    arrays, metadata = _read(place, control_dt, layout)
     if env and metadata.env and env != metadata.env:
         raise UserError(f"{place} is data of '{metadata.env}', not of '{env}'; choose the environment that it is from.")
     if control_dt and metadata.control_dt and not math.isclose(control_dt, metadata.control_dt, rel_tol=1e-6):
@@ -67,14 +72,28 @@ def _resolve(path: str) -> Path:
         raise UserError(f"{path}: there is no package '{package}'; write {PACKAGE_PREFIX}PACKAGE/FILE.") from error
 
 
-def _reader(path: Path) -> Reader:
-    """Choose the reader for what stands at the path."""
+def _read(path: Path, control_dt: float | None, layout: LogLayout | None) -> Read:
+    """Read what stands at the path."""
     if not path.exists():
         raise UserError(f"there is no data set at {path}; check the path.")
     if path.is_dir() and data_folder(path):
-        return read_minari
+        return read_minari(path)
     if path.is_file() and path.suffix == ".npz":
-        return read_npz
+        return read_npz(path)
     if path.is_file() and path.suffix in (".hdf5", ".h5"):
-        return read_hdf5
-    raise UserError(f"{path} is no data set; give an .npz file, an .hdf5 or .h5 file, or a Minari folder.")
+        return read_hdf5(path)
+    if is_lcm_log(path):
+        return read_lcm_log(path, _period(control_dt, path), layout)
+    if bag_in(path):
+        return read_rosbag(path, _period(control_dt, path), layout)
+    raise UserError(
+        f"{path} is no data set; give an .npz file, an .hdf5 or .h5 file, a Minari folder, an LCM log or a bag of "
+        "ROS 2."
+    )
+
+
+def _period(control_dt: float | None, path: Path) -> float:
+    """Return the control period, without which gaps in a robot's log cannot be seen."""
+    if control_dt is None or not control_dt > 0:
+        raise UserError(f"{path} does not say its control period; give the seconds from row to row as control_dt.")
+    return control_dt

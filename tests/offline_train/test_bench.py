@@ -87,8 +87,22 @@ def test_every_case_runs_and_is_reported(
 
 def test_unknown_benchmark(command_line: CommandLine, tmp_path: Path) -> None:
     done = command_line("bench", "name=sped", f"json={tmp_path / 'bench.json'}")
-    assert done.code == 2 and "no benchmark 'sped'; choose one of speed" in done.err
+    assert done.code == 2 and "no benchmark 'sped'; choose one of speed, context, faults, rate" in done.err
     assert not [*tmp_path.iterdir()]
+
+
+def test_rate_is_kept_by_a_bundle_of_full_size(command_line: CommandLine, tmp_path: Path) -> None:
+    done = command_line("bench", "name=rate", "hz=25", "minutes=0.02", f"json={tmp_path / 'rate.json'}")
+    assert done.code == 0, done
+    report = json.loads((tmp_path / "rate.json").read_text())
+    # 1.2 s at 25 Hz.
+    assert [(row["place"], row["steps"]) for row in report["rows"]] == [("fixed-rate loop", 30)]
+    assert "25 Hz for 0.02 min" in done.out
+
+
+def test_rate_has_no_other_transport_than_ros2(command_line: CommandLine) -> None:
+    done = command_line("bench", "name=rate", "transport=lcm")
+    assert done.code == 2 and "name=rate has no transport=lcm; give ros2" in done.err
 
 
 def test_plain_transitions_are_the_packed_ones() -> None:

@@ -1,0 +1,1 @@
+"""What `lcm-gen` makes of deploy/lcm/types."""

@@ -1,0 +1,161 @@
+"""The safety node as a process, over real DDS."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hardware import PERIOD, Hardware, Process, in_time, robot
+from rclpy.publisher import Publisher
+from std_msgs.msg import Float64MultiArray
+
+from adapters.errors import UserError
+from adapters.files import write_json
+from deploy.ros2.messages import command_message
+from deploy.ros2.node import LATEST
+from deploy.ros2.safety_node import read_robot, source_of
+
+REST = np.zeros(2)
+GOOD = np.array([0.7, -0.3])
+TIMEOUT = 0.5
+
+
+@pytest.fixture(scope="module")
+def safety(hardware: Hardware, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hardware]:
+    """The hardware, and before it a safety node."""
+    with Process(tmp_path_factory.mktemp("safety") / "log", "safety_node", bundle=bundle, timeout=TIMEOUT):
+        hardware.wait(lambda: hardware.passed, "the safe command of a safety node that hears nothing")
+        yield hardware
+
+
+@pytest.fixture
+def policy(safety: Hardware) -> Iterator[Publisher]:
+    """What a policy sends commands with; before it nothing was sent for long enough."""
+    output = connect(safety)
+    at_rest(safety)
+    yield output
+    safety.node.destroy_publisher(output)
+
+
+def connect(safety: Hardware) -> Publisher:
+    output = safety.node.create_publisher(Float64MultiArray, "policy/commands", LATEST)
+    safety.wait(output.get_subscription_count, "the safety node")
+    return output
+
+
+def at_rest(safety: Hardware) -> None:
+    """Wait for a safe command that is yet to come."""
+    before = len(safety.passed)
+    safety.wait(lambda: len(safety.passed) > before and (safety.passed[-1].action == REST).all(), "the safe command")
+
+
+def passes(safety: Hardware, output: Publisher, command: np.ndarray) -> None:
+    """Send a command until the robot gets it."""
+
+    def sent() -> bool:
+        output.publish(command_message(command))
+        safety.spin(0.02)
+        return (safety.passed[-1].action == command).all()
+
+    safety.wait(sent, "the command")
+
+
+def test_good_commands_pass_to_the_bit(safety: Hardware, policy: Publisher) -> None:
+    passes(safety, policy, GOOD)
+    for step in range(20):
+        command, before = GOOD * np.sin(1.0 + step), len(safety.passed)
+        policy.publish(command_message(command))
+        safety.wait(lambda before=before: len(safety.passed) > before, "the command")
+        assert safety.passed[-1].action.tobytes() == command.tobytes()
+
+
+def test_silence_stops_the_robot_in_time(safety: Hardware, policy: Publisher) -> None:
+    def delay() -> float:
+        """Drive the robot, fall silent, and return how long its last command stands."""
+        passes(safety, policy, GOOD)
+        driven = len(safety.passed)
+        safety.wait(lambda: len(safety.passed) >= driven + 3, "safe commands, one in each period")
+        assert all((command.action == REST).all() for command in safety.passed[driven:])
+        return safety.passed[driven].sent - safety.passed[driven - 1].sent
+
+    assert in_time(delay, TIMEOUT + 2 * PERIOD)
+
+
+@pytest.mark.parametrize(
+    ("command", "refusal"),
+    [
+        ([0.7, np.nan], "the command is not finite"),
+        ([0.7], "the command is not an array of the robot's size"),
+        ([0.7, 3.1], "the command is out of the robot's range"),
+    ],
+)
+def test_a_bad_command_stops_the_robot_at_once(
+    safety: Hardware, policy: Publisher, command: list[float], refusal: str
+) -> None:
+    passes(safety, policy, GOOD)
+    safety.statuses.clear()
+    before = len(safety.passed)
+    policy.publish(Float64MultiArray(data=command))
+    safety.wait(lambda: len(safety.passed) > before, "the safe command")
+    assert (safety.passed[before].action == REST).all()
+    assert safety.status("safety", text=refusal).level == 2
+    passes(safety, policy, GOOD)
+
+
+def test_the_first_policy_keeps_the_robot_while_it_is_there(safety: Hardware, policy: Publisher) -> None:
+    other = connect(safety)
+    passes(safety, policy, GOOD)
+    safety.statuses.clear()
+    before = len(safety.passed)
+    for _ in range(10):
+        policy.publish(command_message(GOOD))
+        other.publish(command_message(-GOOD))
+        safety.spin(PERIOD / 2)
+    assert all((command.action == GOOD).all() for command in safety.passed[before:])
+    assert safety.status("safety", text="has 2 publishers").level == 1
+    passes(safety, other, -GOOD)  # nothing comes from the first any more
+    safety.node.destroy_publisher(other)
+
+
+def test_estop_holds_until_clear(safety: Hardware, policy: Publisher) -> None:
+    passes(safety, policy, GOOD)
+    assert safety.trigger("safety/estop")
+    at_rest(safety)
+    for _ in range(5):
+        policy.publish(command_message(GOOD))
+        safety.spin(PERIOD / 2)
+        assert (safety.passed[-1].action == REST).all()
+    assert safety.trigger("safety/clear")
+    passes(safety, policy, GOOD)
+
+
+def test_the_robot_is_read_from_a_bundle_or_from_a_description(bundle: Path, tmp_path: Path) -> None:
+    described = tmp_path / "leg.yaml"
+    write_json(described, robot().model_dump(mode="json"))  # YAML holds all of JSON
+    assert read_robot(str(bundle), "") == read_robot("", str(described)) == robot()
+
+
+def test_a_description_that_is_none_is_refused(tmp_path: Path) -> None:
+    for bundle, given in (("", ""), ("a", "b")):
+        with pytest.raises(UserError, match="either the parameter bundle or robot"):
+            read_robot(bundle, given)
+    path = tmp_path / "leg.yaml"
+    for text, fault in (
+        ("name: leg", "describes no robot: observations: Field required"),
+        ("- leg", "describes no robot: the whole: Input should be"),
+        ("{", "is no YAML"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=rf"leg\.yaml {fault}"):
+            read_robot("", str(path))
+    with pytest.raises(UserError, match="there is no file"):
+        read_robot(str(tmp_path / "nowhere"), "")
+
+
+def test_sources_are_told_apart_by_their_identity_or_not_at_all() -> None:
+    told = {"publisher_gid": {"data": b"\x01\x02"}}
+    assert source_of(told, publishers=2) == b"\x01\x02"
+    assert source_of({}, publishers=1) is not None
+    assert source_of({}, publishers=2) is None
