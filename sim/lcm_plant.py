@@ -51,8 +51,8 @@ class LcmPlant:
     """A simulated robot at the robot's end of the channels.
 
     In lock step the robot's clock is simulated time, which stands still until an observation is answered: the episode
-    is a function of bundle, seed and world. In real time the robot has the host's clock, and a command acts from the
-    end of the period in which it came.
+    is a function of bundle, seed and world. In real time the robot has the host's clock, and a command acts over the
+    period in which it comes.
 
     Args:
         plant: the robot.
@@ -72,7 +72,7 @@ class LcmPlant:
         clock = time.time_ns if realtime else self._simulated_time
         self.side = RobotSide(plant.robot, connect(url), PERIODS * self._dt, clock)
         self._pace = FixedRateLoop(self._dt, sleep=self.side.listen)
-        self._patience = FIRST_ANSWER
+        self._patience = ANSWER
 
     def _simulated_time(self) -> int:
         return round(self.plant.steps * self._dt * NS)

@@ -124,22 +124,24 @@ class ObservationWriter:
 def half_turn(angle: float) -> tuple[float, float]:
     """Return the parts of a quaternion, about an axis and w, that `angle_near` reads as this very angle in rad.
 
-    Sine and cosine of half the angle are rounded, and so is what is read from them. The smaller of both, which has the
-    finer steps, is moved until nothing is left of that; one move is enough nearly always.
+    Sine and cosine of half the angle are rounded, and so is what is read from them. Both are moved in turn, the smaller
+    one first, which has the finer steps, until nothing is left of that. Below 1e-300 rad a rest may stay.
     """
     if not math.isfinite(angle):
         return math.nan, math.nan
     half = math.remainder(angle, math.tau) / 2.0
     axis, w = math.sin(half), math.cos(half)
+    of_axis = abs(axis) <= abs(w)
     for _ in range(8):
-        # Half the error would be the whole correction; less of it cannot swing to and fro between two neighbours.
-        step = (angle - angle_near(axis, w, angle)) / 3.0
-        if step == 0.0:
+        error = angle - angle_near(axis, w, angle)
+        if error == 0.0:
             break
-        if abs(axis) <= abs(w):
-            axis = _moved(axis, step * w)
+        # Half the error would be the whole correction; less of it cannot swing to and fro between two neighbours.
+        if of_axis:
+            axis = _moved(axis, error / 3.0 * w)
         else:
-            w = _moved(w, -step * axis)
+            w = _moved(w, -error / 3.0 * axis)
+        of_axis = not of_axis
     return axis, w
 
 
