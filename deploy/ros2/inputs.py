@@ -100,7 +100,7 @@ class Inputs:
             What the control step that is due now is made of, None where none is.
         """
         if topic == CMD_VEL:
-            self._command_input = now, message
+            self._command_input = self._time(now), message
             return None
         self._waiting[topic] = message
         stamps = [nanoseconds(waiting.header.stamp) for waiting in self._waiting.values()]

@@ -55,15 +55,22 @@ def run(make_node: Callable[[], Any], arguments: list[str] | None = None) -> int
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
     try:
-        # With handlers of its own rclpy would shut down at once, and nothing more could be sent to the robot.
-        rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+        _init(arguments)
         _spin(make_node(), stopped)
-    except (UserError, RCLError) as error:
+    except UserError as error:
         print(error, file=sys.stderr)
         return 2
     finally:
         rclpy.try_shutdown()
     return 0
+
+
+def _init(arguments: list[str] | None) -> None:
+    try:
+        # With handlers of its own rclpy would shut down at once, and nothing more could be sent to the robot.
+        rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+    except RCLError as error:
+        raise UserError(f"ROS 2 does not start: {error}.") from error
 
 
 def _spin(node: Any, stopped: Event) -> None:

@@ -100,10 +100,10 @@ class PolicyLoop:
 
     def receive(self, topic: str, message: Any, now: float) -> Command | None:
         """Take in a message at `now`, in s on the clock of the stamps; return a command where one is due."""
+        began = time.monotonic()
         observed = self.inputs.receive(topic, message, now)
         if observed is None:
             return None
-        began = time.monotonic()
         command = self._answer(observed)
         self._measure(began)
         return command

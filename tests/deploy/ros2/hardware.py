@@ -86,6 +86,12 @@ class Status(NamedTuple):
     values: dict[str, str]
 
 
+def stood(received: list[Received]) -> float:
+    """How long the last command stood that was not the safe one, in s."""
+    last = max(place for place, command in enumerate(received) if command.action.any())
+    return received[last + 1].sent - received[last].sent
+
+
 class Process:
     """A node under test.
 
@@ -177,6 +183,10 @@ class Hardware:
             assert time.monotonic() < deadline, f"waited in vain for {what}"
             self._executor.spin_once(timeout_sec=0.05)
         return result
+
+    def wait_for_rest(self, received: list[Received]) -> None:
+        """Wait until the last three commands are the safe one."""
+        self.wait(lambda: len(received) >= 3 and not any(c.action.any() for c in received[-3:]), "safe commands")
 
     def spin(self, seconds: float) -> None:
         """Take in messages for a while."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hardware import MAPS, PERIOD, ROOT, START, Hardware, Process, in_time, write_leg
+from hardware import MAPS, PERIOD, ROOT, START, Hardware, Process, in_time, stood, write_leg
 from lifecycle_msgs.msg import Transition
 from std_msgs.msg import Float64MultiArray
 
@@ -41,11 +41,8 @@ def kill_the_policy(bundle: Path, tmp_path: Path) -> float:
 
         hardware.wait(driven, "a command that passes")
         policy.end(signal.SIGKILL)
-        before = len(hardware.passed)
-        hardware.wait(lambda: len(hardware.passed) > before, "the safe command")
-        last, safe = hardware.passed[before - 1], hardware.passed[before]
-        assert (last.action != REST).all() and (safe.action == REST).all()
-        return safe.sent - last.sent
+        hardware.wait_for_rest(hardware.passed)
+        return stood(hardware.passed)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hardware import MAPS, PERIOD, START, Hardware, Process, in_time, move, write_leg
+from hardware import MAPS, PERIOD, START, Hardware, Process, in_time, move, stood, write_leg
 from keypair import write_pair
 from lifecycle_msgs.msg import Transition
 from std_srvs.srv import SetBool
@@ -98,11 +98,8 @@ def test_silence_brings_the_robot_to_rest_in_time(policy: Hardware, begin: Begin
         """Drive the robot, fall silent, and return how long its last command stands."""
         policy.trigger("policy/clear")  # on a busy machine it may have been held for too long
         policy.keep_observing(moves)
-        driven = len(policy.commands)
-        policy.wait(lambda: len(policy.commands) >= driven + 3, "safe commands, one in each period")
-        moving, held = policy.commands[driven - 1], policy.commands[driven:]
-        assert all((command.action == REST).all() for command in held[-2:])
-        return next(command.sent for command in held if (command.action == REST).all()) - moving.sent
+        policy.wait_for_rest(policy.commands)
+        return stood(policy.commands)
 
     assert in_time(delay, (3 + 2) * PERIOD)
     policy.observe(time.time() + 5, START)
