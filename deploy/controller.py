@@ -124,6 +124,8 @@ class Controller:
     Attributes:
         adapt: whether the policy gets the inferred context; where not, it gets the nominal one, while the estimator
             goes on learning and reporting its health. Without effect where nothing is inferred.
+        obeyed: whether the robot got the last command as it was given; where it did not, because a safety filter
+            stands between, what the robot did tells nothing of its dynamics, and the estimator learns nothing.
 
     Raises:
         UserError: a setting makes no sense, or the bundle's estimator or its settings are not known.
@@ -142,7 +144,7 @@ class Controller:
     ) -> None:
         if context not in ("inferred", "nominal"):
             raise UserError(f"there is no context '{context}'; choose inferred or nominal.")
-        self.bundle, self.batch, self.adapt = bundle, batch, True
+        self.bundle, self.batch, self.adapt, self.obeyed = bundle, batch, True, True
         robot = bundle.manifest.robot
         self.control_dt, self.names = robot.control_dt, robot.observation_names
         self.machine = StateMachine(batch, robot.control_dt, soft_start, stop_time, max_hold, autostart)
@@ -316,7 +318,7 @@ class Controller:
         """Tell the estimator what the last command did, and ask it for the context."""
         if self.estimator is None or self.context is None:
             return _Inferred(self.context, np.zeros(self.batch, dtype=bool))
-        if steady:
+        if steady and self.obeyed:
             self.estimator.update(self.obs, self.command, obs, self.good & good)
         candidate = self.bundle.act(obs, self.context) if self.estimator.needs_action else None
         z = np.asarray(self.estimator.context(obs, candidate), dtype=np.float64).reshape(self.context.shape)

@@ -16,9 +16,9 @@ from rich.table import Table
 
 from adapters.files import read_bytes
 from deploy.bundle import DYNAMICS, GOLDEN, POLICY, Bundle, write_bundle
-from sim.fault_rig import Processes
 from sim.rate_loop import READY
 from sim.stack import DOMAINS
+from sim.supervisor import Supervisor
 
 # s between two looks; the first tells the memory that the process begins with.
 LOOK = 0.5
@@ -99,7 +99,7 @@ def endure(
         UserError: a process fails.
     """
     environment = {"ROS_DOMAIN_ID": str(1 + os.getpid() % DOMAINS), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
-    children = Processes(folder, environment, STOP_ORDER)
+    children = Supervisor(folder, environment, STOP_ORDER)
     with children:
         if through_ros2:
             arguments = ["--ros-args", "-p", f"bundle:={bundle.path.absolute()}"]
@@ -112,7 +112,7 @@ def endure(
     return Endurance(place, **figures, memory_start=memory[0], memory_end=memory[-1])
 
 
-def _watch(children: Processes, pid: int, move: Callable[[int], Any]) -> list[int]:
+def _watch(children: Supervisor, pid: int, move: Callable[[int], Any]) -> list[int]:
     """Wait for the loop's end; return the resident memory of a process from the first second on, in bytes."""
     memory = []
     while children.running("loop"):

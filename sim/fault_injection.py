@@ -8,7 +8,6 @@ its side of the network is in this program's hands. `sim.fault_rig.Judge` says w
 from __future__ import annotations
 
 import contextlib
-import resource
 import signal
 import tempfile
 import time
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from sim.fault_judge import MARGIN, TIMEOUT, Input, Kind
+from sim.fault_judge import DRIVER_TIMEOUT, MARGIN, TIMEOUT, Input, Kind
 from sim.fault_rig import NEVER, PATIENCE, SOFT_START, UNTOUCHED, Rig, Tampering, Transport
 
 # Control periods that a fault lasts: less than the 20 bad steps in a row after which the controller stops for good.
@@ -31,8 +30,8 @@ LATE = 12
 FROZEN = 0.5
 JUMP = 5.0
 RATE = 50.0
-# Bytes that a recorder can write before the disk is full, and s in which it should notice.
-RECORDED, RECORDER_PATIENCE = 100_000, 5.0
+# s in which a recorder should notice that the disk is full.
+RECORDER_PATIENCE = 5.0
 
 Act = Callable[[Rig], AbstractContextManager["str | None"]]
 """What is done to a rig, for as long as the fault lasts; the context's value is a remark for the report."""
@@ -56,6 +55,7 @@ class Fault:
         own_plant: whether the robot has to be a process of its own.
         transports: where there is such a fault.
         prepare: what is done before it begins.
+        timeout: control periods of silence that whoever gives the safe command allows.
     """
 
     name: str
@@ -66,6 +66,7 @@ class Fault:
     own_plant: bool = False
     transports: Sequence[Transport] = ("ros2", "lcm")
     prepare: Callable[[Rig], object] = nothing
+    timeout: int = TIMEOUT
 
 
 @dataclass(frozen=True)
@@ -142,10 +143,10 @@ def joined(rig: Rig) -> Iterator[None]:
 
 @contextlib.contextmanager
 def disk_full(rig: Rig) -> Iterator[str]:
-    """The recorder's files may not grow beyond a limit, while the robot runs."""
-    limit = (RECORDED, RECORDED)
-    resource.prlimit(rig.children.pid("recorder"), resource.RLIMIT_FSIZE, limit)
+    """The recorder has no more room, while the robot runs."""
+    empty = rig.fill_disk()
     ended = rig.run(RECORDER_PATIENCE, lambda: not rig.children.alive("recorder"))
+    empty()
     yield "the recorder said so and ended" if ended else "the recorder did not notice"
     with rig.going_on():
         rig.children.dismiss("recorder")
@@ -210,7 +211,7 @@ NUMBERS: dict[str, list[float]] = {
 FAULTS = (
     Fault("policy killed", act=killed("policy")),
     Fault("policy frozen for 0.5 s", act=frozen, periods=0),
-    Fault("safety killed", act=killed("safety"), transports=("ros2",)),
+    Fault("safety killed", act=killed("safety"), transports=("ros2",), timeout=DRIVER_TIMEOUT),
     Fault("bundle swapped on disk", act=swapped),
     Fault("disk full while recording", act=disk_full, prepare=lambda rig: rig.start("recorder"), periods=0),
     Fault("e-stop in the soft start", act=ordered("policy/estop"), prepare=begin_soft_start),
@@ -239,7 +240,8 @@ FAULTS = (
 )
 
 CAPTION = (
-    f"A leg at {RATE:g} Hz; policy and safety filter each allow {TIMEOUT} control periods of silence, the timeout. "
+    f"A leg at {RATE:g} Hz; policy and safety filter each allow {TIMEOUT} control periods of silence, the timeout; the "
+    f"robot's own driver, which alone is left where the safety node is killed, {DRIVER_TIMEOUT}. "
     "safe after: from the fault to the first safe command at the robot, empty where commands went on. periods after "
     "timeout: below 0 it was before the timeout. longest hold: longest time for which the robot kept one of the "
     f"policy's commands; LATE: more than {MARGIN} control periods beyond the timeout. bad commands: not finite, of "
@@ -272,7 +274,7 @@ def inject(rig: Rig, fault: Fault) -> Row:
 def _row(rig: Rig, fault: Fault, began: float, inputs: list[Input], recovery: str) -> Row:
     kinds = [rig.kind(command) for command in inputs]
     safe = next((i.time - began for i, kind in zip(inputs, kinds, strict=True) if kind == "safe"), None)
-    held, timeout = _longest_hold(inputs, kinds), TIMEOUT * rig.dt
+    held, timeout = _longest_hold(inputs, kinds), fault.timeout * rig.dt
     return Row(
         fault=fault.name,
         transport=rig.transport,

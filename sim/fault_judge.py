@@ -14,6 +14,8 @@ Kind = Literal["safe", "starting", "running", "bad"]
 # Control periods: those of silence that policy and safety filter each allow, and those within which, after the
 # timeout, all has to be over.
 TIMEOUT, MARGIN = 3, 2
+# Control periods for which the robot's own driver keeps a command where nothing comes at all, not even the safe one.
+DRIVER_TIMEOUT = TIMEOUT + MARGIN + 1
 TOLERANCE = 1e-6
 
 

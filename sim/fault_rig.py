@@ -7,7 +7,8 @@ import heapq
 import itertools
 import math
 import os
-import signal
+import resource
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,7 @@ import numpy as np
 
 from adapters.errors import UserError
 from deploy.bundle import Bundle
-from sim.fault_judge import Input, Judge, Kind
+from sim.fault_judge import DRIVER_TIMEOUT, Input, Judge, Kind
 from sim.fault_plant import READY, Leg, write_leg
 from sim.stack import DOMAINS
 from sim.supervisor import Supervisor
@@ -33,13 +34,16 @@ Transport = Literal["ros2", "lcm"]
 Delays = Callable[[int], Sequence[float]]
 """Of a message's number, for each time it is to be sent the control periods until then."""
 
-# Control periods: those of the soft start, and those that a recovery without help may take.
-SOFT_START, RECOVERY = 10, 40
-# s to wait for what has to happen.
-PATIENCE = 30.0
+# Control periods of the soft start.
+SOFT_START = 10
+# s that a recovery without help may take, since DDS needs up to 3 to find a process again; s to wait for what has to
+# happen.
+RECOVERY, PATIENCE = 4.0, 30.0
 # Commands of the policy's own in a row after which it drives the robot.
 STEADY = 5
 NEVER = "not at all"
+# Bytes that a recorder may write before the disk is full to it: by the size of its files, or by the room on the disk.
+RECORDED, ROOM = 100_000, 200_000_000
 STOP_ORDER = ("other", "recorder", "policy", "safety", "plant")
 
 
@@ -79,33 +83,6 @@ class Tampering:
 UNTOUCHED = Tampering()
 
 
-class Processes(Supervisor):
-    """Child processes that may be killed and frozen."""
-
-    def signal(self, name: str, number: signal.Signals) -> None:
-        """Send a signal to a child; after SIGKILL, wait for its end."""
-        self._children[name].send_signal(number)
-        if number == signal.SIGKILL:
-            self._children[name].wait()
-
-    def pid(self, name: str) -> int:
-        """Return a child's process id."""
-        return self._children[name].pid
-
-    def alive(self, name: str) -> bool:
-        """Whether a child has not ended."""
-        return name in self._children and self._children[name].poll() is None
-
-    def dismiss(self, name: str) -> int:
-        """End a child, if it has not, and return its exit code; it is not missed from then on."""
-        child = self._children.pop(name)
-        child.terminate()
-        try:
-            return child.wait(PATIENCE)
-        finally:
-            child.kill()
-
-
 class Rig:
     """A leg, the processes that drive it, and what stands between; a context manager.
 
@@ -128,8 +105,7 @@ class Rig:
     def __init__(self, transport: Transport, folder: Path, hz: float, slack: float = 0.0) -> None:
         self.transport, self.dt, self._logs = transport, 1.0 / hz, folder / "logs"
         self.bundle, self.other_bundle = folder / "leg.bundle", folder / "other.bundle"
-        # A limit on the size of its files is no full disk to lcm-logger; /dev/full is one.
-        self.recording = Path("/dev/full") if transport == "lcm" else folder / "recording"
+        self.recording = folder / "recording"
         write_leg(self.bundle, hz)
         write_leg(self.other_bundle, hz, sign=-1.0)
         loaded = Bundle.load(self.bundle)
@@ -146,7 +122,7 @@ class Rig:
             "ROS_LOG_DIR": str(folder.absolute() / "ros"),
         }
         self._url = f"udpm://239.255.76.67:{20_000 + os.getpid() % 20_000}?ttl=0"
-        self.children = Processes(self._logs, self._environment, STOP_ORDER)
+        self.children = Supervisor(self._logs, self._environment, STOP_ORDER)
 
     def __enter__(self) -> Rig:
         self.tap = self._make_tap()
@@ -168,7 +144,7 @@ class Rig:
         if self.transport == "lcm":
             from deploy.lcm.tap import LcmTap
 
-            return LcmTap(robot, self._url, self._on_input, self._on_command)
+            return LcmTap(robot, self._url, self._on_input, self._on_command, SOFT_START * self.dt)
         from deploy.ros2.tap import Ros2Tap
 
         return Ros2Tap(robot, int(self._environment["ROS_DOMAIN_ID"]), self._on_input, self._on_command)
@@ -204,7 +180,7 @@ class Rig:
         if name == "plant":
             return "sim.fault_plant", ["ros2", str(bundle), "--ros-args", "-p", "lock_step:=false"], "ready"
         if name == "safety":
-            return "deploy.ros2.safety_node", arguments, "guards"
+            return "deploy.ros2.safety_node", [*arguments, "-p", f"soft_start:={SOFT_START * self.dt}"], "guards"
         if name == "recorder":
             return "deploy.ros2.recorder", ["--ros-args", "-p", f"output:={self.recording}"], "records"
         arguments += ["-p", f"soft_start:={SOFT_START * self.dt}"]
@@ -216,9 +192,28 @@ class Rig:
         if name == "plant":
             return "sim.fault_plant", ["lcm", bundle, self._url], READY
         if name == "recorder":
-            return "deploy.lcm.logger", [str(self.recording), self._url], "logger: ready"
+            return "deploy.lcm.logger", [str(self.recording), self._url, str(self._reserve)], "logger: ready"
         arguments = [bundle, "--url", self._url, "--soft-start", str(SOFT_START * self.dt)]
         return "deploy.lcm.runner", arguments, "runner: ready"
+
+    @property
+    def _reserve(self) -> int:
+        """Bytes of the disk that the recorder is to keep free: a little less than there are."""
+        return shutil.disk_usage(self.recording.parent).free - ROOM
+
+    def fill_disk(self) -> Callable[[], object]:
+        """Leave the recorder no room, and return how to undo that.
+
+        lcm-logger looks at how much of the disk is free; to a program that looks at its writes alone, a limit on the
+        size of its files is a full disk.
+        """
+        if self.transport == "ros2":
+            resource.prlimit(self.children.pid("recorder"), resource.RLIMIT_FSIZE, (RECORDED, RECORDED))
+            return lambda: None
+        ballast = self.recording.with_suffix(".ballast")
+        with ballast.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, 2 * ROOM)
+        return ballast.unlink
 
     def tamper(self, tampering: Tampering) -> None:
         """Do this to messages from now on; the number of a message counts from here."""
@@ -262,7 +257,7 @@ class Rig:
             for name in dead:
                 self.start(name)
             done.append("a restart")
-        if self._drives(RECOVERY * self.dt):
+        if self._drives(RECOVERY):
             return "after a restart" if done else "by itself"
         for order in ("safety/clear", "policy/clear"):
             self.tap.order(order)
@@ -301,6 +296,8 @@ class Rig:
         if self._take_back is not None:
             return
         self.tap.begin_period()
+        if self.inputs and time.time() - self.inputs[-1].time > DRIVER_TIMEOUT * self.dt:
+            self._on_input(time.time(), np.zeros(2))
         if self.inputs:
             numbers = self.inputs[-1].numbers
             self._leg.step(numbers if self.kind(self.inputs[-1]) != "bad" else np.zeros(2))

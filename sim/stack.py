@@ -37,6 +37,8 @@ STOP_ORDER = ("policy", "safety", "plant", "recorder")
 # s without a step after which a run is given up, and the longer time after which the safety filter would step in: in
 # lock step it has no business to, as the robot waits.
 PATIENCE, SAFETY_TIMEOUT = 30.0, 60.0
+# s after which the motors' drivers let go in real time, where neither policy nor safety node is left.
+COMMAND_TIMEOUT = 0.5
 # Domains above 101 take ports that Linux hands out to others.
 DOMAINS = 101
 
@@ -149,7 +151,12 @@ def _parameters(settings: StackSettings, record: Path, bag: Path) -> dict[str, d
             "dry_run": settings.dry_run,
             "use_sim_time": not settings.realtime,
         },
-        "safety": {"bundle": str(settings.bundle), "timeout": 0.0 if settings.realtime else SAFETY_TIMEOUT},
+        "safety": {
+            "bundle": str(settings.bundle),
+            "timeout": 0.0 if settings.realtime else SAFETY_TIMEOUT,
+            # In lock step every command is a step of the robot, and the policy's own soft start is enough.
+            "soft_start": settings.soft_start if settings.realtime else 0.0,
+        },
         "recorder": {"output": str(bag)},
         "mujoco_node": {
             "env": bundle.manifest.env,
@@ -158,6 +165,7 @@ def _parameters(settings: StackSettings, record: Path, bag: Path) -> dict[str, d
             "seed": settings.seed,
             "steps": settings.steps,
             "lock_step": not settings.realtime,
+            "command_timeout": COMMAND_TIMEOUT,
             "listeners": 2 if settings.log else 1,
             "record": str(record),
         },

@@ -104,6 +104,29 @@ class Supervisor:
                 how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
                 raise UserError(f"the {name} process {how} while it was needed; {self._last_words(name)}")
 
+    def signal(self, name: str, number: signal.Signals) -> None:
+        """Send a signal to a child; after SIGKILL, wait for its end."""
+        self._children[name].send_signal(number)
+        if number == signal.SIGKILL:
+            self._children[name].wait()
+
+    def pid(self, name: str) -> int:
+        """Return a child's process id."""
+        return self._children[name].pid
+
+    def alive(self, name: str) -> bool:
+        """Whether a child was started and has not ended."""
+        return name in self._children and self._children[name].poll() is None
+
+    def dismiss(self, name: str) -> int:
+        """End a child, if it has not, and return its exit code; it is not missed from then on."""
+        child = self._children.pop(name)
+        child.terminate()
+        try:
+            return child.wait(STOP_TIMEOUT)
+        finally:
+            child.kill()
+
     def _last_words(self, name: str) -> str:
         lines = [line.strip() for line in self.log(name).read_text(errors="replace").splitlines() if line.strip()]
         return f"its log {self.log(name)} ends with: {' / '.join(lines[-TAIL_LINES:]) or '(nothing)'}"

@@ -28,6 +28,7 @@ class RobotSide:
         link: the network.
         timeout: s after which a command is too old to act.
         clock: ns, the clock that stamps are of.
+        soft_start: s in which commands take over from the safe one, at first and after each time that it acted.
 
     Attributes:
         filter: what commands have to pass.
@@ -36,9 +37,15 @@ class RobotSide:
     """
 
     def __init__(
-        self, robot: RobotDescription, link: lcm.LCM, timeout: float, clock: Callable[[], int] = time.time_ns
+        self,
+        robot: RobotDescription,
+        link: lcm.LCM,
+        timeout: float,
+        clock: Callable[[], int] = time.time_ns,
+        soft_start: float = 0.0,
     ) -> None:
-        self.robot, self.link, self.filter, self._clock = robot, link, SafetyFilter(robot, timeout), clock
+        self.robot, self.link, self._clock = robot, link, clock
+        self.filter = SafetyFilter(robot, timeout, soft_start)
         self.answered, self.state = False, -1
         self._names, self._joints = list(robot.observation_names), list(robot.action.joints)
         self._pose = [robot.index("joint_position", joint) for joint in robot.action.joints]

@@ -126,6 +126,7 @@ class Runner:
     def _answer(self) -> None:
         seen = self._observation
         values = arrange(seen.names, seen.values, self.controller.names)
+        self.controller.obeyed = seen.applied != -1
         self._publish(self.controller.step(seen.stamp / NS, values), seen.stamp, seen.sequence)
         self.latency.add(time.monotonic() - self._arrival)
         self._answered, self._due = True, self._arrival + self.timeout

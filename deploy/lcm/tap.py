@@ -26,6 +26,7 @@ class LcmTap:
         url: the network.
         on_input: called with what drives the robot in each control period: s, the wall clock, and the numbers.
         on_command: called with each command that comes; `forward` hands it on to the driver.
+        soft_start: s in which commands take over from the safe one.
 
     Attributes:
         clock_offset: s by which the robot's clock is wrong.
@@ -37,6 +38,7 @@ class LcmTap:
         url: str,
         on_input: Callable[[float, np.ndarray], None],
         on_command: Callable[[Any], None],
+        soft_start: float = 0.0,
     ) -> None:
         self.clock_offset = 0.0
         self._robot, self._on_input, self._on_command = robot, on_input, on_command
@@ -45,7 +47,7 @@ class LcmTap:
         self._heard: Callable[[float, np.ndarray], None] | None = None
         self._intruder = command_t()
         driver_end: Any = self
-        self._side = RobotSide(robot, driver_end, PERIODS * robot.control_dt, self._clock)
+        self._side = RobotSide(robot, driver_end, PERIODS * robot.control_dt, self._clock, soft_start)
         self._link.subscribe(OBSERVATION, self._take_observation)
 
     def _clock(self) -> int:

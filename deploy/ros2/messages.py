@@ -38,6 +38,7 @@ __all__ = [
     "command_message",
     "context_message",
     "diagnostics_message",
+    "made_at",
     "read_command",
     "read_context",
     "stamp",
@@ -150,9 +151,28 @@ def _moved(value: float, by: float) -> float:
     return value + by if value + by != value else math.nextafter(value, math.copysign(math.inf, by))
 
 
-def command_message(action: np.ndarray) -> Float64MultiArray:
-    """Return a command `(act_dim,)` in the layout that ros2_control's ForwardCommandController takes: data alone."""
-    return Float64MultiArray(data=action.tolist())
+# How the label of a command's only dimension begins, which goes on with ns of the host's clock.
+MADE = "made at "
+
+
+def command_message(action: np.ndarray, made: int | None = None) -> Float64MultiArray:
+    """Return a command `(act_dim,)` as ros2_control's ForwardCommandController takes it: it reads the data alone.
+
+    Args:
+        action: the numbers.
+        made: ns of the host's clock, when the command was made; it stands in the label of the only dimension.
+    """
+    message = Float64MultiArray(data=action.tolist())
+    if made is not None:
+        message.layout.dim = [MultiArrayDimension(label=f"{MADE}{made}", size=len(action), stride=len(action))]
+    return message
+
+
+def made_at(message: Float64MultiArray) -> int | None:
+    """Return when a command was made, in ns of its host's clock, None where it does not tell."""
+    label = message.layout.dim[0].label if message.layout.dim else ""
+    number = label.removeprefix(MADE)
+    return int(number) if label.startswith(MADE) and number.isdecimal() and len(number) < 20 else None
 
 
 def read_command(message: Float64MultiArray) -> np.ndarray:

@@ -17,7 +17,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import QoSProfile, QoSReliabilityPolicy
+from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from rclpy.subscription import RCLError
 
@@ -26,6 +26,11 @@ from deploy.ros2.messages import diagnostics_message
 
 # Observations and commands: none is lost on one host, and none waits behind an older one.
 LATEST = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.RELIABLE)
+
+# A state: who comes late hears the latest too.
+LATCHED = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.RELIABLE, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
+# Whether the robot gets the policy's commands as they are; the safety node says so to the policy.
+PASSING = "safety/passing"
 
 DIAGNOSTICS_PERIOD = 1.0
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import signal
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -64,12 +66,13 @@ class PlantNode(Node):
 
     The messages of one observation bear one stamp. In lock step the plant steps once for each command and waits for the
     next, however long that takes; time is simulated then: it goes on by a control period a step and is published on
-    /clock. Otherwise the plant steps at the control period, times `real_time_factor`, and holds the last command; time
-    is simulated if that factor is not 1. Nothing moves before the first command.
+    /clock. Otherwise the plant steps at the control period, times `real_time_factor`, and holds the last command, but
+    for `command_timeout` s at most, as the watchdog in a motor's driver does: then it holds 0. Time is simulated if the
+    factor is not 1. Nothing moves before the first command.
 
     When the episode is over, or has the number of control steps that the parameter `steps` asks for (0: any), the
     process ends. The parameter `perturbation` changes the dynamics as soon as it is set; `~/reset` starts the next
-    episode.
+    episode, a control period later than the next observation would have come, so that a log shows where one ended.
 
     Args:
         name: of the node.
@@ -83,6 +86,9 @@ class PlantNode(Node):
         super().__init__(name)
         declare(self, "lock_step", True, "step once for each command, in simulated time")
         declare(self, "real_time_factor", 1.0, "speed where not in lock step", bounds=(0.01, 100.0))
+        declare(
+            self, "command_timeout", 0.0, "s, real, for which a command is held where not in lock step; 0: for ever"
+        )
         declare(self, "listeners", 1, "who has to hear the observations before the first of them is sent in lock step")
         declare(self, "steps", 0, "control steps after which the process ends, 0 for none")
         declare(self, "perturbation", "none", "changed dynamics, from now on")
@@ -91,6 +97,8 @@ class PlantNode(Node):
         self._lock_step: bool = self.get_parameter("lock_step").value
         factor: float = self.get_parameter("real_time_factor").value
         self._simulated_time = self._lock_step or factor != 1.0
+        self._timeout: float = self.get_parameter("command_timeout").value or math.inf
+        self._commanded = time.monotonic()
         self._command: np.ndarray | None = None
         self._refused = self._stamps = 0
         self._resetting = self._finished = False
@@ -123,12 +131,16 @@ class PlantNode(Node):
             self._refused += 1
             self.get_logger().error(f"refused the command {list(message.data)}", throttle_duration_sec=1.0)
             return
-        self._command = command
+        self._command, self._commanded = command, time.monotonic()
         if self._lock_step and self._stamps:
             self._advance()
 
     def _on_period(self) -> None:
-        if self._command is None and not self._resetting:
+        if self._command is not None and time.monotonic() - self._commanded > self._timeout:
+            self._command = np.zeros_like(self._command)
+        if self._resetting:
+            self._reset()
+        elif self._command is None:
             self._publish()
         else:
             self._advance()
@@ -138,8 +150,7 @@ class PlantNode(Node):
         if self._finished:
             return
         if self._resetting:
-            self._plant.reset()
-            self._resetting, self._command = False, None
+            self._reset()
         elif self._command is not None:
             self._plant.step(self._command)
         self._finished = self._plant.ended or 0 < self._last_step <= self._plant.steps
@@ -148,12 +159,18 @@ class PlantNode(Node):
         else:
             self._publish()
 
+    def _reset(self) -> None:
+        """Start the next episode, with one stamp left out."""
+        self._plant.reset()
+        self._resetting, self._command = False, None
+        self._stamps += 1
+
     def _publish(self) -> None:
         self._stamps += 1
-        time = self._stamps * self._dt if self._simulated_time else self.get_clock().now().nanoseconds * 1e-9
+        now = self._stamps * self._dt if self._simulated_time else self.get_clock().now().nanoseconds * 1e-9
         if self._simulated_time:
-            self._clock_output.publish(Clock(clock=stamp(time)))
-        for topic, message in self._writer.write(time, self._plant.observe()).items():
+            self._clock_output.publish(Clock(clock=stamp(now)))
+        for topic, message in self._writer.write(now, self._plant.observe()).items():
             self._outputs[topic].publish(message)
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:

@@ -1,7 +1,7 @@
 """The policy as a lifecycle node: observations in, commands out, one in each control period.
 
-Topics: in joint_states, imu, odom and cmd_vel, as far as the bundle's terms ask; out ~/commands, ~/context and
-/diagnostics. Services: ~/estop, ~/clear, ~/reset_context and ~/adapt.
+Topics: in joint_states, imu, odom and cmd_vel, as far as the bundle's terms ask, and safety/passing; out ~/commands,
+~/context and /diagnostics. Services: ~/estop, ~/clear, ~/reset_context and ~/adapt.
 
 The bundle is read and checked once, when the node is configured. A control step happens when a complete set of fresh
 observations has come; where none comes for too long, a timer brings the robot to the safe command.
@@ -24,13 +24,13 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.parameter import Parameter
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
-from std_msgs.msg import Float64MultiArray
+from std_msgs.msg import Bool, Float64MultiArray
 from std_srvs.srv import SetBool, Trigger
 
 from adapters.errors import UserError
 from deploy.controller import Command, State
 from deploy.ros2.messages import MESSAGES, command_message, context_message
-from deploy.ros2.node import DIAGNOSTICS_PERIOD, LATEST, Reporter, declare, run, steady_clock
+from deploy.ros2.node import DIAGNOSTICS_PERIOD, LATCHED, LATEST, PASSING, Reporter, declare, run, steady_clock
 from deploy.ros2.policy_loop import PolicyLoop, Report, Settings
 
 SECONDS = (0.0, 60.0)
@@ -124,6 +124,7 @@ class PolicyNode(LifecycleNode):
         loop = self._configured()
         loop.begin()
         self._inputs = [self._subscribe(topic) for topic in loop.inputs.topics]
+        self._inputs.append(self.create_subscription(Bool, PASSING, self._on_passing, LATCHED))
         # Where time is simulated it stands still while the simulator waits for a command.
         clock = None if self._simulated else steady_clock()
         self._period = self.create_timer(loop.robot.control_dt, self._on_period, clock=clock)
@@ -183,6 +184,9 @@ class PolicyNode(LifecycleNode):
         if self._active and (command := self._configured().receive(topic, message, self._now())):
             self._send(command)
 
+    def _on_passing(self, message: Bool) -> None:
+        self._configured().controller.obeyed = message.data
+
     def _on_period(self) -> None:
         if self._active and (command := self._configured().tick(self._now())):
             self._send(command)
@@ -193,7 +197,7 @@ class PolicyNode(LifecycleNode):
     def _send(self, command: Command) -> None:
         """Publish a command, and what came with it."""
         if command.sendable and not self._dry_run:
-            self._commands.publish(command_message(command.action))
+            self._commands.publish(command_message(command.action, time.time_ns()))
         if command.context is not None:
             self._contexts.publish(context_message(self._configured().robot.observation_names, command.context))
         if self._configured().state != self._reported:

@@ -1,10 +1,12 @@
 """The last process before the robot: it passes the policy's commands on while they are good, and stops the robot else.
 
 Topics: in policy/commands, under a position law joint_states; out commands, to which the robot's controller listens,
-and /diagnostics. Services: ~/estop and ~/clear.
+~/passing, which tells the policy whether the robot gets its commands as they are, and /diagnostics. Services: ~/estop
+and ~/clear.
 
-The stop has to come from here, because ros2_control's ForwardCommandController keeps the last command for ever. The
-commands that it takes have no stamps, so their age is the time since they arrived, on this process's own clock.
+The stop has to come from here, because ros2_control's ForwardCommandController keeps the last command for ever. A
+command says when it was made (`deploy.ros2.messages.made_at`); of one that does not, the middleware says when it was
+sent. Both are the host's clock, so policy and safety node run on one host, or on hosts that keep their clocks together.
 """
 
 from __future__ import annotations
@@ -21,14 +23,14 @@ from pydantic import ValidationError
 from rclpy.duration import Duration
 from rclpy.node import Node
 from sensor_msgs.msg import JointState
-from std_msgs.msg import Float64MultiArray
+from std_msgs.msg import Bool, Float64MultiArray
 from std_srvs.srv import Trigger
 
 from adapters.errors import UserError
 from adapters.files import read_bytes, read_json
 from deploy.ros2.fields import JOINT_STATES, MessageError, parse_map, read_positions
-from deploy.ros2.messages import command_message, read_command
-from deploy.ros2.node import DIAGNOSTICS_PERIOD, LATEST, Reporter, declare, run, steady_clock
+from deploy.ros2.messages import command_message, made_at, read_command
+from deploy.ros2.node import DIAGNOSTICS_PERIOD, LATCHED, LATEST, PASSING, Reporter, declare, run, steady_clock
 from deploy.safety import SafetyFilter
 from deploy.spec import SPEC, BundleSpec, RobotDescription
 from deploy.watchdog import VERDICTS, Verdict
@@ -89,13 +91,15 @@ class SafetyNode(Node):
         self._declare_parameters()
         self._robot = robot = read_robot(self._value("bundle"), self._value("robot"))
         timeout = self._value("timeout") or TIMEOUT_PERIODS * robot.control_dt
-        self._filter = SafetyFilter(robot, timeout)
+        self._filter = SafetyFilter(robot, timeout, self._value("soft_start"))
         self._quiet_until = time.monotonic() + timeout
         self._reason, self._passing, self._passed = Verdict.MISSING, False, 0
         self._sent: list[float] | None = None
+        self._whole: bool | None = None
         joint_map = parse_map("joint_map", self._value("joint_map"))
         self._joints = [joint_map.get(joint, joint) for joint in robot.action.joints]
         self._output = self.create_publisher(Float64MultiArray, "commands", LATEST)
+        self._state = self.create_publisher(Bool, PASSING, LATCHED)
         self._reporter = Reporter(self)
         # With a depth of 1 the commands of a second publisher could take the place of the first one's.
         self._input = self.create_subscription(Float64MultiArray, COMMANDS, self._on_command, 10)
@@ -112,6 +116,7 @@ class SafetyNode(Node):
         define("bundle", "", "folder of the bundle, of which the description of the robot alone is read")
         define("robot", "", "file with the description of the robot, in place of a bundle")
         define("timeout", 0.0, "s without a good command after which the robot is stopped; 0: 3 periods", (0.0, 60.0))
+        define("soft_start", 0.0, "s in which commands that pass again take over from the safe one", (0.0, 60.0))
         define("joint_map", [""], "entries POLICY_NAME:ROBOT_NAME, for joints that the robot names otherwise")
 
     def _value(self, name: str) -> Any:
@@ -129,11 +134,12 @@ class SafetyNode(Node):
         self._output.wait_for_all_acked(Duration(seconds=0.5))
 
     def _on_command(self, message: Float64MultiArray, info: Mapping[str, Any]) -> None:
-        source, now = source_of(info, self._input.get_publisher_count()), time.monotonic()
+        source, now = source_of(info, self._input.get_publisher_count()), time.time()
         if source is None:
             self._complain(f"{COMMANDS} has several publishers that cannot be told apart, so none is heard")
             return
-        verdict = self._filter.accept(now, now, read_command(message), source)
+        made = made_at(message) or info.get("source_timestamp")
+        verdict = self._filter.accept(now, made * 1e-9 if made else now, read_command(message), source)
         if verdict != Verdict.GOOD:
             self._complain(f"a command is refused: {VERDICTS[verdict]}")
         self._emit(repeat=verdict == Verdict.GOOD)
@@ -149,14 +155,17 @@ class SafetyNode(Node):
 
     def _emit(self, repeat: bool) -> None:
         """Send what the robot is to get; what it has already is sent again on `repeat` alone."""
-        now = time.monotonic()
-        command, passing, reason = self._filter.output(now)
+        command, passing, reason, share = self._filter.output(time.time())
         numbers = None if command is None else command.tolist()
         new = passing != self._passing or numbers != self._sent
-        if command is not None and (new or repeat) and (reason != Verdict.MISSING or now > self._quiet_until):
+        quiet = reason == Verdict.MISSING and time.monotonic() < self._quiet_until
+        if command is not None and (new or repeat) and not quiet:
             self._output.publish(command_message(command))
             self._sent, self._passed = numbers, self._passed + passing
         self._passing = passing
+        if self._whole != (share == 1):
+            self._whole = share == 1
+            self._state.publish(Bool(data=self._whole))
         if reason != self._reason:
             self._reason = reason
             self._report()

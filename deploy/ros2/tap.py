@@ -116,7 +116,8 @@ class Ros2Tap:
 
     def with_numbers(self, message: Any, numbers: Sequence[float]) -> Any:
         """Return a command with other numbers."""
-        return command_message(np.array(numbers))
+        message.data = list(numbers)
+        return message
 
     def forward(self, message: Any) -> None:
         """Send a command to the safety node."""

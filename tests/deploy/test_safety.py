@@ -27,7 +27,7 @@ def sent(output: Output) -> list[float] | None:
 
 
 def test_nothing_passes_before_a_command_came() -> None:
-    assert guard().output(0.0)[1:] == (False, Verdict.MISSING)
+    assert guard().output(0.0)[1:] == (False, Verdict.MISSING, 0)
     assert sent(guard().output(0.0)) == [0.0, 0.0]
 
 
@@ -107,11 +107,66 @@ def test_first_source_keeps_the_command_while_it_is_fresh() -> None:
     assert safety.accept(0.02, 0.02, [math.nan, 0.0], source="teleop") == Verdict.SOURCE
     assert safety.accept(0.04, 0.04, [-1.0, 0.0], source="teleop") == Verdict.SOURCE
     assert sent(safety.output(0.04)) == [1.0, 0.0]
-    # The policy falls silent, and 0.1 s later the other takes over; then it is the policy that is refused.
-    assert safety.accept(0.12, 0.12, [-1.0, 0.0], source="teleop") == GOOD
-    assert sent(safety.output(0.12)) == [-1.0, 0.0]
-    assert safety.accept(0.14, 0.14, [1.0, 0.0], source="policy") == Verdict.SOURCE
+    # The policy falls silent: 0.1 s later the robot is safe, but only 1 s later the other takes over.
+    assert safety.accept(0.12, 0.12, [-1.0, 0.0], source="teleop") == Verdict.SOURCE
+    assert safety.accept(0.99, 0.99, [-1.0, 0.0], source="teleop") == Verdict.SOURCE
+    assert sent(safety.output(0.99)) == [0.0, 0.0]
+    assert safety.accept(1.0, 1.0, [-1.0, 0.0], source="teleop") == GOOD
+    assert sent(safety.output(1.0)) == [-1.0, 0.0]
+    assert safety.accept(1.02, 1.02, [1.0, 0.0], source="policy") == Verdict.SOURCE
     assert safety.source == "teleop"
+
+
+def test_source_with_an_old_stamp_does_not_take_over() -> None:
+    safety = guard()
+    assert safety.accept(5.0, 4.0, [1.0, 0.0], source="relay") == Verdict.STALE
+    assert safety.accept(5.0, 5.0, [1.0, 0.0], source="policy") == GOOD
+
+
+def test_clock_that_is_set_back_keeps_no_source_out() -> None:
+    safety = guard()
+    safety.accept(500.0, 500.0, [1.0, 0.0], source="policy")
+    assert safety.accept(20.0, 20.0, [1.0, 0.0], source="restarted") == Verdict.CLOCK_BACK
+    assert safety.accept(20.02, 20.02, [1.0, 0.0], source="restarted") == GOOD
+
+
+def drive(safety: SafetyFilter, step: int) -> list[float] | None:
+    """Give the command (1, -0.5) and return what the robot gets."""
+    safety.accept(step * DT, step * DT, [1.0, -0.5])
+    return sent(safety.output(step * DT))
+
+
+def test_commands_take_over_evenly_after_every_safe_one() -> None:
+    safety = SafetyFilter(robot(), TIMEOUT, soft_start=4 * DT)
+    safety.output(-DT)
+    # A quarter more of the command in each period.
+    expected = [[0.25, -0.125], [0.5, -0.25], [0.75, -0.375], [1.0, -0.5], [1.0, -0.5]]
+    np.testing.assert_allclose([drive(safety, step) for step in range(5)], expected)
+    assert safety.output(4 * DT).share == 1
+    safety.stop()
+    assert (drive(safety, 5), safety.output(5 * DT).share) == ([0.0, 0.0], 0)
+    safety.clear()
+    np.testing.assert_allclose([drive(safety, step) for step in range(6, 11)], expected)
+    # A command that is too old ends the passing as well: 20 periods later all begins anew.
+    assert sent(safety.output(20 * DT)) == [0.0, 0.0]
+    np.testing.assert_allclose([drive(safety, step) for step in range(21, 26)], expected)
+
+
+def test_clock_that_jumps_ahead_does_not_end_a_soft_start() -> None:
+    safety = SafetyFilter(robot(), 60.0, soft_start=10 * DT)
+    safety.output(0.0)
+    safety.accept(DT, DT, [1.0, 0.0])
+    assert sent(safety.output(DT)) == pytest.approx([0.1, 0.0])
+    # A minute counts as two periods.
+    assert sent(safety.output(50.0)) == pytest.approx([0.3, 0.0])
+
+
+def test_soft_start_from_a_pose() -> None:
+    safety = SafetyFilter(robot("position"), TIMEOUT, soft_start=4 * DT)
+    safety.observe([0.2, 0.1])
+    safety.output(-DT)
+    # 0.2 + (1.0 - 0.2) / 4 and 0.1 + (-0.5 - 0.1) / 4
+    assert drive(safety, 0) == pytest.approx([0.4, -0.05])
 
 
 def test_rate_is_limited_smoothly_with_one_period_to_spare() -> None:
@@ -164,7 +219,7 @@ def test_clock_that_is_set_back_allows_no_change() -> None:
 
 def test_position_law_has_nothing_to_send_before_anything_is_known() -> None:
     safety = guard("position")
-    assert safety.output(0.0) == (None, False, Verdict.MISSING)
+    assert safety.output(0.0) == (None, False, Verdict.MISSING, 0)
 
 
 def test_position_law_holds_the_pose_seen_while_commands_passed() -> None:
@@ -234,6 +289,12 @@ def test_output_belongs_to_the_caller() -> None:
     assert sent(safety.output(0.01)) == [0.1, 0.1]
 
 
+@pytest.mark.parametrize("soft_start", [-1.0, math.nan, math.inf])
+def test_soft_start_that_makes_no_sense_is_refused(soft_start: float) -> None:
+    with pytest.raises(UserError, match="soft_start"):
+        SafetyFilter(robot(), TIMEOUT, soft_start)
+
+
 @pytest.mark.parametrize("timeout", [0.01, 0.0, -1.0, math.nan])
 def test_timeout_that_makes_no_sense_is_refused(timeout: float) -> None:
     with pytest.raises(UserError, match="timeout"):
@@ -256,9 +317,12 @@ calls = st.one_of(
     calls=st.lists(calls, max_size=40),
     law=st.sampled_from(["effort", "velocity", "position"]),
     rate=st.sampled_from([None, 10.0]),
+    soft_start=st.sampled_from([0.0, 0.1]),
 )
-def test_garbage_gives_safe_outputs(calls: list[tuple[Any, ...]], law: str, rate: float | None) -> None:
-    safety, stopped = guard(law, rate=rate), False
+def test_garbage_gives_safe_outputs(
+    calls: list[tuple[Any, ...]], law: str, rate: float | None, soft_start: float
+) -> None:
+    safety, stopped = SafetyFilter(robot(law, rate=rate), TIMEOUT, soft_start), False
     previous: np.ndarray | None = None
     with np.errstate(all="ignore"):
         for name, *arguments in [*calls, ("output", 0.4)]:

@@ -216,6 +216,19 @@ def test_real_time_holds_the_last_command(driver: Driver, tmp_path: Path) -> Non
     np.testing.assert_array_equal(driver.observations[moving], expected[1])
 
 
+def test_real_time_driver_lets_go_in_silence(driver: Driver, tmp_path: Path) -> None:
+    with plant(lock_step=False, command_timeout=0.2, record=tmp_path / "episode.npz") as process:
+        driver.spin_until(lambda: driver.observations)
+        driver.send(COMMANDS[0])
+        driver.spin_for(1.0)
+        end(process, signal.SIGTERM)
+    with np.load(tmp_path / "episode.npz") as episode:
+        held = (episode["actions"] == COMMANDS[0]).all(1)
+        assert (episode["actions"][~held] == 0).all()
+    # Four periods of 50 ms, and what comes before and after; then nothing until the end.
+    assert 3 <= held.sum() <= 8 and held[: held.sum()].all()
+
+
 def test_another_speed_has_simulated_time(driver: Driver) -> None:
     with plant(lock_step=False, real_time_factor=5.0, steps=20) as process:
         driver.spin_until(lambda: driver.observations)
@@ -258,6 +271,9 @@ def test_reset_starts_the_next_episode(driver: Driver) -> None:
     for command, seen in zip(COMMANDS[:6], driver.observations[11:], strict=True):
         np.testing.assert_array_equal(seen, robot.observe())
         robot.step(command)
+    # One stamp is left out before the new start, the twelfth observation, so that a log shows the end.
+    steps = np.diff(driver.stamps) // 50_000_000
+    assert steps.tolist() == [1] * 10 + [2] + [1] * 5
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,9 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
+# s after which the motors' drivers let go, where neither policy nor safety node is left.
+COMMAND_TIMEOUT = 0.5
+
 
 def generate_launch_description() -> LaunchDescription:
     """Declare the arguments and start the three nodes."""
@@ -21,6 +24,7 @@ def generate_launch_description() -> LaunchDescription:
         namespace=namespace,
         parameters=[
             {"lock_step": False},
+            {"command_timeout": COMMAND_TIMEOUT},
             {"env": ParameterValue(LaunchConfiguration("env"), value_type=str)},
             {"perturbation": ParameterValue(LaunchConfiguration("perturbation"), value_type=str)},
             {"steps": ParameterValue(LaunchConfiguration("steps"), value_type=int)},

@@ -107,7 +107,7 @@ class Process:
         arguments = [*map(str, options), *given]
         self.log = log
         with log.open("wb") as output:
-            self._child = subprocess.Popen(
+            self.child = subprocess.Popen(
                 [sys.executable, "-m", f"deploy.ros2.{module}", "--ros-args", *arguments],
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -117,22 +117,22 @@ class Process:
 
     def end(self, number: int = signal.SIGTERM) -> int:
         """Send a signal; return the exit code."""
-        self._child.send_signal(number)
+        self.child.send_signal(number)
         return self.wait()
 
     def wait(self) -> int:
         """Return the exit code."""
         try:
-            return self._child.wait(PATIENCE)
+            return self.child.wait(PATIENCE)
         finally:
-            self._child.kill()
+            self.child.kill()
 
     def __enter__(self) -> Process:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._child.kill()
-        self._child.wait(PATIENCE)
+        self.child.kill()
+        self.child.wait(PATIENCE)
         print(self.log.read_text())  # pytest shows it where the test failed
 
 

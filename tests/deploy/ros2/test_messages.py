@@ -23,6 +23,7 @@ from deploy.ros2.messages import (
     context_message,
     diagnostics_message,
     half_turn,
+    made_at,
     read_command,
     read_context,
     stamp,
@@ -219,6 +220,20 @@ def test_commands_pass_through_messages_to_the_bit(values: list[float]) -> None:
     message = command_message(action)
     assert read_command(message).tobytes() == action.tobytes()
     assert not message.layout.dim and message.layout.data_offset == 0
+
+
+def test_commands_tell_when_they_were_made() -> None:
+    message = command_message(np.array([0.5, 1.0]), made=1_795_000_000_123_456_789)
+    assert list(message.data) == [0.5, 1.0]
+    assert (message.layout.dim[0].size, message.layout.dim[0].stride) == (2, 2)
+    assert made_at(message) == 1_795_000_000_123_456_789
+
+
+@pytest.mark.parametrize("label", ["", "joints", "made at ", "made at -5", "made at 1.5", "made at " + "9" * 40])
+def test_labels_that_tell_no_time(label: str) -> None:
+    message = context_message([label], np.zeros(1))
+    assert made_at(message) is None
+    assert made_at(command_message(np.zeros(1))) is None
 
 
 def test_contexts_are_labelled() -> None:

@@ -13,11 +13,14 @@ import pytest
 from hardware import MAPS, PERIOD, START, Hardware, Process, in_time, move, stood, write_leg
 from keypair import write_pair
 from lifecycle_msgs.msg import Transition
+from recorded import record
+from std_msgs.msg import Bool
 from std_srvs.srv import SetBool
 
 from deploy.bundle import Bundle
-from deploy.controller import Controller
+from deploy.controller import Controller, State
 from deploy.ros2.messages import read_context
+from deploy.ros2.node import LATCHED
 from deploy.signature import read_signing_key
 
 Begin = Callable[..., None]
@@ -54,6 +57,43 @@ def test_commands_and_contexts_are_the_controllers_to_the_bit(policy: Hardware, 
     policy.wait(lambda: len(policy.contexts) == 40, "the contexts")
     assert read_context(policy.contexts[-1]) == dict(zip(names, expected.context.tolist(), strict=True))
     assert (expected.context != 1).any(), "nothing was inferred"
+
+
+def test_a_recorded_run_is_replayed_to_the_bit(policy: Hardware, begin: Begin, write: Callable[..., Path]) -> None:
+    path = write(rate=50.0)
+    moments = record(Bundle.load(path))
+    # The run holds what can go wrong, and it teaches the estimator something.
+    assert {int(moment.command.state) for moment in moments} == {State.RUNNING, State.HOLD}
+    assert np.ptp([moment.command.context for moment in moments], axis=0).max() > 0.05
+    begin(bundle=str(path))
+    for stamp, values, command in moments:
+        assert policy.answer(stamp * 1e-9, values).tobytes() == command.action.tobytes()
+    policy.wait(lambda: len(policy.contexts) == len(moments), "the contexts")
+    contexts = [np.array(message.data).tobytes() for message in policy.contexts]
+    assert contexts == [moment.command.context.tobytes() for moment in moments]
+
+
+def test_what_the_robot_does_on_its_own_teaches_nothing(policy: Hardware, begin: Begin) -> None:
+    begin()
+    passing = policy.node.create_publisher(Bool, "safety/passing", LATCHED)
+    policy.wait(passing.get_subscription_count, "the policy")
+    steps, values = itertools.count(), START
+
+    def go_on(count: int) -> bool:
+        """Let the leg be driven for so many control periods; whether anything was learned."""
+        nonlocal values
+        for _ in range(count):
+            values = move(values, policy.answer(PERIOD * next(steps), values))
+        policy.wait(lambda: len(policy.contexts) == len(policy.commands), "the contexts")
+        return any(number != 1 for number in policy.contexts[-1].data)
+
+    passing.publish(Bool(data=False))
+    policy.spin(0.2)
+    assert not go_on(12)
+    passing.publish(Bool(data=True))
+    policy.spin(0.2)
+    assert go_on(12)
+    policy.node.destroy_publisher(passing)
 
 
 def test_a_bad_observation_never_reaches_the_policy(policy: Hardware, bundle: Path, begin: Begin) -> None:

@@ -132,11 +132,11 @@ def test_full_disk_ends_the_recorder_with_a_sentence_and_nobody_else(
         file = scene.meet(recorder, tmp_path / "bag")
         # No root is needed to let a process believe that the disk is full.
         _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.prlimit(recorder._child.pid, resource.RLIMIT_FSIZE, (file.stat().st_size + 32768, hard))
+        resource.prlimit(recorder.child.pid, resource.RLIMIT_FSIZE, (file.stat().st_size + 32768, hard))
 
         def ended() -> bool:
             scene.play(1)
-            return recorder._child.poll() is not None
+            return recorder.child.poll() is not None
 
         scene.hardware.wait(ended, "the end of the recorder")
         assert recorder.wait() == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,12 +10,12 @@ import numpy as np
 import pytest
 from hardware import PERIOD, Hardware, Process, in_time, robot, stood
 from rclpy.publisher import Publisher
-from std_msgs.msg import Float64MultiArray
+from std_msgs.msg import Bool, Float64MultiArray
 
 from adapters.errors import UserError
 from adapters.files import write_json
 from deploy.ros2.messages import command_message
-from deploy.ros2.node import LATEST
+from deploy.ros2.node import LATCHED, LATEST
 from deploy.ros2.safety_node import read_robot, source_of
 
 REST = np.zeros(2)
@@ -101,6 +102,45 @@ def test_a_bad_command_stops_the_robot_at_once(
     assert in_time(delay, TIMEOUT)  # which silence does not do
     assert safety.status("safety", text=refusal).level == 2
     passes(safety, policy, GOOD)
+
+
+def test_a_command_that_was_made_long_ago_is_refused(safety: Hardware, policy: Publisher) -> None:
+    passes(safety, policy, GOOD)
+    at_rest(safety)
+    for age, refusal in ((TIMEOUT + 0.1, "the latest good message is too old"), (-1.0, "lies in the future")):
+        before = len(safety.passed)
+        safety.statuses.clear()
+        policy.publish(command_message(GOOD, made=time.time_ns() - round(age * 1e9)))
+        safety.status("safety", text="safe command")
+        safety.wait(lambda refusal=refusal: any(refusal in key for key in refusals(safety)), refusal)
+        assert all((command.action == REST).all() for command in safety.passed[before:])
+
+
+def refusals(safety: Hardware) -> list[str]:
+    """What the safety node says that it refused."""
+    return [pair.key for status in safety.statuses if status.name == "safety" for pair in status.values]
+
+
+def test_a_command_that_comes_twice_keeps_nothing_alive(safety: Hardware, policy: Publisher) -> None:
+    passes(safety, policy, GOOD)
+    command = command_message(GOOD, made=time.time_ns())
+
+    def again() -> bool:
+        policy.publish(command)
+        safety.spin(PERIOD / 5)
+        return bool((safety.passed[-1].action == REST).all())
+
+    safety.wait(again, "the safe command")
+
+
+def test_the_policy_is_told_whether_it_drives(safety: Hardware, policy: Publisher) -> None:
+    told: list[bool] = []
+    safety.node.create_subscription(Bool, "safety/passing", lambda message: told.append(message.data), LATCHED)
+    safety.wait(lambda: told == [False], "the state that was told before")
+    passes(safety, policy, GOOD)
+    safety.wait(lambda: told[-1], "the news")
+    at_rest(safety)
+    safety.wait(lambda: not told[-1], "the news")
 
 
 def test_the_first_policy_keeps_the_robot_while_it_is_there(safety: Hardware, policy: Publisher) -> None:
