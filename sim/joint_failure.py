@@ -23,8 +23,8 @@ from sim.stack import StackSettings, run_ros2
 from sim.validate import steps_to_90_percent
 from sim.video import NoGraphicsError, write_video
 
-# The motor of the front foot dies after 25 s of 75 s.
-SETTINGS = {"suite": "joint-failure", "world": "dead-ffoot", "at_step": 500, "steps": 1500}
+# The motor of the front foot dies after 25 s of 50 s.
+SETTINGS = {"suite": "joint-failure", "world": "dead-ffoot", "at_step": 500, "steps": 1000}
 COLOURS = {"adapted": "#d9641e", "nominal": "#5b6b82"}
 # Control steps over which the drawn speed is averaged.
 SMOOTH = 20

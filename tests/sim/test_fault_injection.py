@@ -118,7 +118,7 @@ def test_bad_commands_are_noticed(lcm: Rig) -> None:
             yield
         rig.children.signal("policy", signal.SIGKILL)
 
-    row = inject(lcm, Fault("another policy drives", act=replaced))
+    row = inject(lcm, Fault("another policy drives", act=replaced, periods=40))
     assert row.bad >= 5
     assert row.recovery == "after a restart"
 

@@ -81,11 +81,11 @@ def test_table_has_a_row_for_each_run() -> None:
         "adapted": {**run, "steps_adapted": 77, "steps_to_90_percent": 12},
         "nominal": {**run, "steps_adapted": 0, "steps_to_90_percent": None},
     }
-    summary = {"env": "halfcheetah", "world": "dead-ffoot", "at_step": 500, "steps": 1500, "runs": runs}
+    summary = {"env": "halfcheetah", "world": "dead-ffoot", "at_step": 500, "steps": 1000, "runs": runs}
     console = Console(width=200, record=True)
     console.print(joint_failure.table(summary))
     text = console.export_text()
-    assert "halfcheetah, dead-ffoot at step 500 of 1500" in text
+    assert "halfcheetah, dead-ffoot at step 500 of 1000" in text
     rows = [line.replace("│", " ").split() for line in text.splitlines() if "│" in line]
     assert rows == [
         ["adapted", "10", "20", "1.00", "2.00", "77", "12"],

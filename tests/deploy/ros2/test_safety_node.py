@@ -106,7 +106,7 @@ def test_a_bad_command_stops_the_robot_at_once(
 
 def test_a_command_that_was_made_long_ago_is_refused(safety: Hardware, policy: Publisher) -> None:
     passes(safety, policy, GOOD)
-    at_rest(safety)
+    safety.spin(TIMEOUT + 0.2)  # so that what comes next was made after what came before
     for age, refusal in ((TIMEOUT + 0.1, "the latest good message is too old"), (-1.0, "lies in the future")):
         before = len(safety.passed)
         safety.statuses.clear()
