@@ -163,12 +163,16 @@ class SafetyNode(Node):
             self._output.publish(command_message(command))
             self._sent, self._passed = numbers, self._passed + passing
         self._passing = passing
-        if self._whole != (share == 1):
-            self._whole = share == 1
-            self._state.publish(Bool(data=self._whole))
+        self._tell(share == 1, reason)
         if reason != self._reason:
             self._reason = reason
             self._report()
+
+    def _tell(self, whole: bool, reason: Verdict) -> None:
+        """Tell the policy whether the robot gets its commands as they are, once there was one and where it changes."""
+        if reason != Verdict.MISSING and whole != self._whole:
+            self._whole = whole
+            self._state.publish(Bool(data=whole))
 
     def _complain(self, fault: str) -> None:
         self.get_logger().error(fault, throttle_duration_sec=1.0)
