@@ -64,7 +64,7 @@ def _origin(spec: BundleSpec) -> Iterator[tuple[str, str]]:
     provenance = spec.provenance
     yield "algorithm", f"{provenance.algorithm}, seed {provenance.seed}"
     yield "environment", spec.env
-    yield "data set", provenance.dataset_sha256
+    yield "data set", provenance.dataset_sha256 or "none, trained in a simulator"
     yield "commit", provenance.commit or "not known"
     yield "made with", ", ".join(f"{name} {version}" for name, version in provenance.versions.items()) or "not known"
     yield "schema", str(spec.schema_version)

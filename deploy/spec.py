@@ -150,7 +150,8 @@ class ContextSpec(_Model):
     """The context that the policy reads, and how it is inferred.
 
     Attributes:
-        kind: what its numbers mean; `delta_scale` is one factor on the change of each observation dimension.
+        kind: what its numbers mean; `delta_scale` is one factor on the change of each observation dimension,
+            `actuator_gain` one on the effect of each command.
         dim: how many numbers.
         nominal: the context of the original environment, `(dim,)`.
         low: smallest context that the policy was trained on, `(dim,)`.
@@ -159,7 +160,7 @@ class ContextSpec(_Model):
         settings: its settings; what is left out is the estimator's default.
     """
 
-    kind: Literal["delta_scale"]
+    kind: Literal["delta_scale", "actuator_gain"]
     dim: int = Field(gt=0)
     nominal: tuple[float, ...]
     low: tuple[float, ...]
@@ -182,7 +183,7 @@ class Provenance(_Model):
     Attributes:
         algorithm: what trained it.
         config: the training run's settings.
-        dataset_sha256: hash of the log.
+        dataset_sha256: hash of the log, empty where the policy was trained in a simulator.
         seed: of the training run.
         commit: the code's commit, null where it is not known.
         versions: of the packages that it was made with.
@@ -227,11 +228,19 @@ class BundleSpec(_Model):
 
     @model_validator(mode="after")
     def _fits(self) -> BundleSpec:
-        if self.context is not None and self.context.dim != self.robot.obs_dim:
+        if self.context is not None and self.context.dim != len(self.context_names):
             raise ValueError(
-                f"the context scales each of the {self.robot.obs_dim} observations, but its dim is {self.context.dim}"
+                f"the context has a number for each of {', '.join(self.context_names)}, but its dim is "
+                f"{self.context.dim}"
             )
         return self
+
+    @property
+    def context_names(self) -> tuple[str, ...]:
+        """What each number of the context is about, nothing where the policy reads none."""
+        if self.context is None:
+            return ()
+        return self.robot.action.joints if self.context.kind == "actuator_gain" else self.robot.observation_names
 
     @property
     def obs_dim(self) -> int:

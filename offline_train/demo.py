@@ -21,6 +21,7 @@ from adapters.progress import progress_bar
 from deploy.bundle import Bundle, attach_validation
 from offline_train.export import export
 from offline_train.metrics import read_metrics
+from sim.environments import make_environment
 from sim.perturb import load_suite
 from sim.report import figure, write_report
 from sim.scores import Column, Section, score_table
@@ -183,7 +184,8 @@ def validate_once(config: DemoConfig, algorithm: str, seed: int) -> None:
 
 def is_current(report: dict[str, Any], bundle: Path, config: DemoConfig) -> bool:
     """Whether a validation report is of this bundle, these worlds and as many episodes."""
-    worlds = [world for suite in config.suites for world in load_suite(suite)]
+    environment = make_environment(report["env"])
+    worlds = [world for suite in config.suites for world in load_suite(suite, environment)]
     wanted = [world.model_dump(mode="json", exclude_defaults=True) for world in worlds]
     found = [cell["perturbation"] for cell in report["cells"] if cell["context"] == "nominal"]
     known = (report["bundle"], report["episodes"], found)

@@ -36,7 +36,7 @@ def model_return(algorithm: Mopo, holdout_obs: Tensor, seed: int) -> float:
         penalty_weight=algorithm.config.penalty_weight,
         terminated=algorithm.terminated,
     )
-    return float(torch.cat([step.reward for step in steps]).mean())
+    return float(torch.cat([batch.reward for batch, _ in steps]).mean())
 
 
 def simulator_return(
@@ -51,13 +51,12 @@ def simulator_return(
         seed: of the start states.
         steps: length of an episode that does not end before.
     """
-    low, high = environment.action_low, environment.action_high
     returns, alive = np.zeros(episodes), np.ones(episodes, dtype=bool)
     with BatchedPlant(environment, [environment.model()] * episodes) as plant:
         obs = plant.reset(np.random.default_rng(seed))
         for _ in range(steps):
-            action = act(torch.from_numpy(obs).float()).cpu().numpy().astype(np.float64)
-            obs, reward, terminated = plant.step(low + 0.5 * (action + 1.0) * (high - low))
+            action = act(torch.from_numpy(obs).float()).cpu().numpy()
+            obs, reward, terminated = plant.step(environment.commands(action))
             returns += alive * reward
             alive &= ~terminated
             if not alive.any():

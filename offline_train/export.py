@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import warnings
 from pathlib import Path
@@ -17,22 +16,24 @@ from torch import Tensor, nn
 from adapters.command import command
 from adapters.datasets import load_dataset
 from adapters.errors import UserError
-from adapters.files import read_json
-from deploy.bundle import BundleSpec, ContextSpec, Provenance, write_bundle
-from deploy.context import estimator_settings
+from adapters.files import atomic_path, read_json
+from deploy.bundle import BundleSpec, Provenance, write_bundle
 from deploy.signature import fingerprint, read_signing_key
-from offline_train.algorithms.augwm import AugWmConfig
 from offline_train.algorithms.mopo import MopoConfig
 from offline_train.algorithms.sac import Sac
+from offline_train.algorithms.sac_online import OnlineSacConfig, new_sac
 from offline_train.checkpoint import load_checkpoint
 from offline_train.models.ensemble import DynamicsEnsemble
-from offline_train.train import Data, TrainConfig, load_world_model, make_algorithm
+from offline_train.train import Data, TrainConfig, load_world_model, make_algorithm, snapshot_path, snapshot_steps
+from sim.environments import Environment, make_environment
+from sim.plant import BatchedPlant
 from sim.terminations import never
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 PARITY_ROWS, GOLDEN_ROWS = 1_000, 64
+RANDOM_ROBOTS = 50
 PARITY_TOLERANCE = 1e-5
 
 
@@ -52,6 +53,18 @@ class PolicyGraph(nn.Module):
         """Return the deterministic command."""
         action = self.sac(obs if context is None else torch.cat([obs, context], -1))
         return self.low + 0.5 * (action + 1.0) * self.span
+
+
+class BehaviourGraph(nn.Module):
+    """A behaviour policy for `surefoot collect`: raw observation to `mean` and `log_std` before squashing."""
+
+    def __init__(self, sac: Sac) -> None:
+        super().__init__()
+        self.sac = sac
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the distribution that the learner explores with, each `(batch, act_dim)`."""
+        return self.sac.actor.distribution(self.sac.normalise(obs))
 
 
 class DynamicsGraph(nn.Module):
@@ -94,7 +107,11 @@ def to_onnx(graph: nn.Module, inputs: dict[str, Tensor], outputs: list[str]) -> 
             verbose=False,
         )
     assert program is not None
-    return program.model_proto.SerializeToString()
+    model = program.model_proto
+    for node in model.graph.node:
+        # Where in our sources each node comes from is of no use to a robot, and names folders of this machine.
+        del node.metadata_props[:]
+    return model.SerializeToString()
 
 
 def check_parity(graph: nn.Module, onnx: bytes, inputs: dict[str, Tensor], name: str) -> float:
@@ -125,12 +142,22 @@ class Run:
 
     Args:
         folder: where surefoot train left it.
+        policy: the file of the policy, None for the final one.
+
+    Attributes:
+        record: what run.json says.
+        config: the run's settings.
+        robot: whose commands the policy gives.
+        sac: the policy's networks.
+        obs: observations to compare graphs over, `(PARITY_ROWS, obs_dim)`.
+        action: commands to compare graphs over, `(PARITY_ROWS, act_dim)`.
+        model: the world model, None for a run in the simulator.
 
     Raises:
         UserError: it is not there, not finished, or its data is gone.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, policy: Path | None = None) -> None:
         if not (folder / "policy.safetensors").is_file():
             raise UserError(
                 f"{folder} holds no finished run (policy.safetensors is missing); finish it with resume=true."
@@ -139,15 +166,58 @@ class Run:
         free = {"output": folder, "resume": False, "threads": 1}
         every = {"checkpoint_every": 1, "evaluate_every": 1, "evaluation_episodes": 0}
         self.config = TrainConfig.model_validate(self.record["config"] | free | every)
-        source = self.config.dataset
-        dataset = load_dataset(source.path, env=source.env, control_dt=source.control_dt)
-        self.data = Data(dataset, self.config.robot, self.config.ensemble.holdout_fraction, "cpu")
-        self.model = load_world_model(folder, self.data).requires_grad_(False)
-        settings = self.config.algorithm
-        assert isinstance(settings, MopoConfig), "a run with a policy has an algorithm"
-        empty = torch.zeros(1, 2 * self.model.obs_dim + self.model.act_dim + 2)
-        self.algorithm = make_algorithm(settings, empty, self.model, never, self.config.seed)
-        self.algorithm.sac.load_state_dict(load_checkpoint(folder / "policy.safetensors"))
+        robot, settings = self.config.robot, self.config.algorithm
+        assert robot is not None, "a run has a robot"
+        self.robot = robot
+        self.model: DynamicsEnsemble | None = None
+        if isinstance(settings, OnlineSacConfig):
+            environment = make_environment(self.record["dataset"]["env"])
+            self.sac = new_sac(settings, environment, torch.Generator())
+            self.obs, self.action = random_motion(environment)
+        else:
+            assert isinstance(settings, MopoConfig), "a run with a policy has an algorithm"
+            source = self.config.dataset
+            dataset = load_dataset(source.path or "", env=source.env, control_dt=source.control_dt)
+            data = Data(dataset, robot, self.config.ensemble.holdout_fraction, "cpu")
+            self.model = load_world_model(folder, data).requires_grad_(False)
+            empty = torch.zeros(1, 2 * dataset.obs_dim + dataset.act_dim + 2)
+            self.sac = make_algorithm(settings, empty, self.model, never, self.config.seed).sac
+            rows = np.random.default_rng(0).integers(0, len(dataset), PARITY_ROWS)
+            self.obs, self.action = (torch.from_numpy(v[rows]) for v in (dataset.observations, dataset.actions))
+        self.sac.load_state_dict(load_checkpoint(policy or folder / "policy.safetensors"))
+
+
+def random_motion(environment: Environment) -> tuple[Tensor, Tensor]:
+    """Observations and commands of robots that move at random from their starts: `(PARITY_ROWS, dim)` each."""
+    generator = np.random.default_rng(0)
+    shape = (PARITY_ROWS // RANDOM_ROBOTS, RANDOM_ROBOTS, environment.act_dim)
+    commands = environment.commands(generator.uniform(-1.0, 1.0, shape))
+    with BatchedPlant(environment, [environment.model()] * RANDOM_ROBOTS) as plant:
+        seen = [plant.reset(generator), *(plant.step(command)[0] for command in commands)]
+    obs, action = (torch.from_numpy(np.concatenate(values)).float() for values in (seen[:-1], commands))
+    return obs, action
+
+
+def export_behaviour(folder: Path) -> list[Path]:
+    """Write the snapshots of a run in the simulator as policies that `surefoot collect` rolls out.
+
+    Args:
+        folder: the run.
+
+    Returns:
+        The files, `behaviour/ENV-sac-STEPS.onnx` in the run's folder; none for a run that learned from a log.
+    """
+    written = []
+    for steps in snapshot_steps(folder):
+        run = Run(folder, policy=snapshot_path(folder, steps))
+        path = folder / "behaviour" / f"{run.record['dataset']['env']}-sac-{steps}.onnx"
+        graph, inputs = BehaviourGraph(run.sac), {"obs": run.obs}
+        onnx = to_onnx(graph, inputs, ["mean", "log_std"])
+        check_parity(graph, onnx, inputs, path.name)
+        with atomic_path(path) as draft:
+            draft.write_bytes(onnx)
+        written.append(path)
+    return written
 
 
 def export(folder: Path, output: Path, signing_key: Ed25519PrivateKey | None = None) -> float:
@@ -162,12 +232,10 @@ def export(folder: Path, output: Path, signing_key: Ed25519PrivateKey | None = N
         UserError: the run is not whole, or the graphs differ.
     """
     run = Run(folder)
-    robot = run.config.robot
+    robot, obs, action = run.robot, run.obs, run.action
     low, high = list(robot.action.low), list(robot.action.high)
-    rows = np.random.default_rng(0).integers(0, len(run.data.dataset), PARITY_ROWS)
-    obs, action = (torch.from_numpy(v[rows]) for v in (run.data.dataset.observations, run.data.dataset.actions))
-    context = context_spec(run)
-    policy = PolicyGraph(run.algorithm.sac, low, high)
+    context = run.config.algorithm.context_spec(robot) if isinstance(run.config.algorithm, MopoConfig) else None
+    policy = PolicyGraph(run.sac, low, high)
     inputs = {"obs": obs}
     if context is not None:
         z_low, z_high = torch.tensor(context.low), torch.tensor(context.high)
@@ -178,7 +246,7 @@ def export(folder: Path, output: Path, signing_key: Ed25519PrivateKey | None = N
     with torch.no_grad():
         golden = {name: value for name, value in inputs.items()} | {"action": policy(*inputs.values())}
     dynamics_onnx = None
-    if context is not None:
+    if context is not None and run.model is not None:
         dynamics = DynamicsGraph(run.model, low, high)
         dynamics_inputs = {"obs": obs, "action": action}
         dynamics_onnx = to_onnx(dynamics, dynamics_inputs, ["delta", "std"])
@@ -191,28 +259,10 @@ def export(folder: Path, output: Path, signing_key: Ed25519PrivateKey | None = N
     return worst
 
 
-def context_spec(run: Run) -> ContextSpec | None:
-    """What the bundle says of the context, None where the policy reads none."""
-    config = run.config.algorithm
-    if not isinstance(config, AugWmConfig):
-        return None
-    dim = run.algorithm.context_dim
-    return ContextSpec(
-        kind="delta_scale",
-        dim=dim,
-        nominal=(config.nominal,) * dim,
-        low=(config.z_low,) * dim,
-        high=(config.z_high,) * dim,
-        estimator=config.estimator,
-        # All of them, so that a later default does not change what a bundle does.
-        settings=dataclasses.asdict(estimator_settings(config.estimator, config.estimator_settings)),
-    )
-
-
 def provenance(run: Run) -> Provenance:
     """Where the bundle comes from."""
     return Provenance(
-        algorithm=run.algorithm.config.name,
+        algorithm=run.config.algorithm.name,
         config=run.record["config"],
         dataset_sha256=run.record["dataset"]["sha256"],
         seed=run.config.seed,
@@ -232,4 +282,6 @@ def main(config: DictConfig) -> None:
     print(f"{output}: torch and onnxruntime agree to {worst:.1e} over {PARITY_ROWS:,} rows")
     if key is not None:
         print(f"signed by the key {fingerprint(key.public_key())}")
+    for path in export_behaviour(folder):
+        print(f"behaviour policy {path}")
     print(f"next: surefoot validate bundle={output}")

@@ -31,8 +31,47 @@ class Batch(NamedTuple):
         return torch.cat([self.obs, self.action, self.reward[:, None], self.next_obs, self.terminal[:, None]], dim=-1)
 
 
-class ModelReplay:
-    """A ring of model rollouts beside a fixed set of real transitions.
+class Replay:
+    """A ring of transitions.
+
+    Args:
+        capacity: transitions kept; the oldest give way.
+        obs_dim: size of an observation.
+        act_dim: size of an action.
+        device: where they live.
+    """
+
+    def __init__(self, capacity: int, obs_dim: int, act_dim: int, device: torch.device | str = "cpu") -> None:
+        self.obs_dim, self.act_dim = obs_dim, act_dim
+        self.rows = torch.zeros(capacity, 2 * obs_dim + act_dim + 2, device=device)
+        self.size = 0
+        self.position = 0
+
+    def add(self, transitions: Batch) -> None:
+        """Append transitions, overwriting the oldest where the ring is full."""
+        rows = transitions.pack()[-len(self.rows) :]
+        first = min(len(rows), len(self.rows) - self.position)
+        self.rows[self.position : self.position + first] = rows[:first]
+        self.rows[: len(rows) - first] = rows[first:]
+        self.position = (self.position + len(rows)) % len(self.rows)
+        self.size = min(self.size + len(rows), len(self.rows))
+
+    def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
+        """Draw uniformly with replacement."""
+        return Batch.unpack(draw(self.rows, self.size, batch_size, generator), self.obs_dim, self.act_dim)
+
+    def state_dict(self) -> dict[str, Tensor | int]:
+        """What a checkpoint needs."""
+        return {"rows": self.rows[: self.size].clone(), "size": self.size, "position": self.position}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take up what `state_dict` gave."""
+        self.size, self.position = state["size"], state["position"]
+        self.rows[: self.size] = state["rows"]
+
+
+class ModelReplay(Replay):
+    """A ring of model rollouts beside a fixed set of real transitions, which a checkpoint leaves out.
 
     Args:
         real: packed real transitions `(rows, 2 obs_dim + act_dim + 2)`.
@@ -43,37 +82,16 @@ class ModelReplay:
     """
 
     def __init__(self, real: Tensor, capacity: int, obs_dim: int, act_dim: int, real_fraction: float) -> None:
-        self.real, self.obs_dim, self.act_dim = real, obs_dim, act_dim
-        self.real_fraction = real_fraction
-        self.model = torch.zeros(capacity, real.shape[1], device=real.device)
-        self.size = 0
-        self.position = 0
-
-    def add(self, transitions: Batch) -> None:
-        """Append model transitions, overwriting the oldest where the ring is full."""
-        rows = transitions.pack()[-len(self.model) :]
-        first = min(len(rows), len(self.model) - self.position)
-        self.model[self.position : self.position + first] = rows[:first]
-        self.model[: len(rows) - first] = rows[first:]
-        self.position = (self.position + len(rows)) % len(self.model)
-        self.size = min(self.size + len(rows), len(self.model))
+        super().__init__(capacity, obs_dim, act_dim, real.device)
+        self.real, self.real_fraction = real, real_fraction
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
         """Draw uniformly with replacement, `real_fraction` of the rows from the real transitions."""
         n_real = round(batch_size * self.real_fraction) if self.size else batch_size
         rows = draw(self.real, len(self.real), n_real, generator)
         if n_real < batch_size:
-            rows = torch.cat([rows, draw(self.model, self.size, batch_size - n_real, generator)])
+            rows = torch.cat([rows, draw(self.rows, self.size, batch_size - n_real, generator)])
         return Batch.unpack(rows, self.obs_dim, self.act_dim)
-
-    def state_dict(self) -> dict[str, Tensor | int]:
-        """What a checkpoint needs beside the real transitions."""
-        return {"model": self.model[: self.size].clone(), "size": self.size, "position": self.position}
-
-    def load_state_dict(self, state: dict) -> None:
-        """Take up what `state_dict` gave."""
-        self.size, self.position = state["size"], state["position"]
-        self.model[: self.size] = state["model"]
 
 
 def draw(rows: Tensor, size: int, count: int, generator: torch.Generator) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,7 +22,9 @@ from adapters.files import read_json, write_json
 from adapters.progress import progress_bar
 from deploy.bundle import RobotDescription
 from offline_train.algorithms.augwm import AugWm, AugWmConfig
+from offline_train.algorithms.augwm_actuators import ActuatorAugWm, ActuatorAugWmConfig
 from offline_train.algorithms.mopo import Mopo, MopoConfig
+from offline_train.algorithms.sac_online import OnlineSac, OnlineSacConfig
 from offline_train.checkpoint import load_checkpoint, save_checkpoint
 from offline_train.evaluate import model_return, simulator_return
 from offline_train.metrics import MetricsLog
@@ -30,16 +33,17 @@ from offline_train.models.fit import EnsembleConfig, EnsembleTrainer, fit_data, 
 from offline_train.models.rollout import HORIZONS, horizon_error
 from offline_train.replay import Batch
 from sim.environments import Environment, make_environment
+from sim.mujoco_plant import load_robot
 from sim.terminations import TERMINATIONS
 
 
 class DatasetConfig(BaseModel):
-    """Where the log is."""
+    """Where the log is; without a path there is none, and the policy learns in the simulator."""
 
     model_config = ConfigDict(extra="forbid")
 
     name: str
-    path: str
+    path: str | None
     env: str | None = None
     control_dt: float | None = None
 
@@ -57,9 +61,11 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    algorithm: Annotated[MopoConfig | AugWmConfig | NoAlgorithm, Field(discriminator="name")]
+    algorithm: Annotated[
+        MopoConfig | AugWmConfig | ActuatorAugWmConfig | OnlineSacConfig | NoAlgorithm, Field(discriminator="name")
+    ]
     dataset: DatasetConfig
-    robot: RobotDescription
+    robot: RobotDescription | None = None
     output: Path
     seed: int
     world_model: Path | None
@@ -85,7 +91,7 @@ class Data:
     def __init__(
         self, dataset: TransitionDataset, robot: RobotDescription, holdout_fraction: float, device: str
     ) -> None:
-        check_fit(dataset, robot)
+        check_fit("the data set", dataset.obs_dim, dataset.act_dim, dataset.metadata.control_dt, robot)
         self.dataset, self.robot, self.device = dataset, robot, device
         # The same episodes are held out whatever the seed, so that hold-out errors of two runs can be compared.
         self.train, self.holdout = dataset.split_episodes(holdout_fraction, np.random.default_rng(0))
@@ -103,25 +109,29 @@ class Data:
         return Batch.unpack(self.packed(part), part.obs_dim, part.act_dim)
 
 
-def check_fit(dataset: TransitionDataset, robot: RobotDescription) -> None:
-    """Refuse a log that is not of this robot.
+def check_fit(source: str, obs_dim: int, act_dim: int, control_dt: float, robot: RobotDescription) -> None:
+    """Refuse a log or an environment that is not of this robot.
+
+    Args:
+        source: what it is, for the message.
+        obs_dim: size of its observations.
+        act_dim: size of its actions.
+        control_dt: its control period in s.
+        robot: the robot.
 
     Raises:
-        UserError: sizes, names or control period differ.
+        UserError: sizes or control period differ.
     """
-    for kind, found, wanted in (
-        ("observation", dataset.obs_dim, len(robot.observations)),
-        ("action", dataset.act_dim, len(robot.action.low)),
-    ):
+    for kind, found, wanted in (("observation", obs_dim, robot.obs_dim), ("action", act_dim, robot.act_dim)):
         if found != wanted:
             raise UserError(
-                f"the data set has {found} {kind} dimensions and the robot '{robot.name}' has {wanted}; "
-                "choose the robot that the log is of (robot=NAME)."
+                f"{source} has {found} {kind} dimensions and the robot '{robot.name}' has {wanted}; "
+                "choose the robot that it is of (robot=NAME)."
             )
-    if abs(dataset.metadata.control_dt - robot.control_dt) > 1e-6:
+    if abs(control_dt - robot.control_dt) > 1e-6:
         raise UserError(
-            f"the data set was recorded every {dataset.metadata.control_dt} s and the robot '{robot.name}' is "
-            f"controlled every {robot.control_dt} s; a policy has to run at the period that its model was learned at."
+            f"{source} has a control period of {control_dt} s and the robot '{robot.name}' is controlled every "
+            f"{robot.control_dt} s; a policy has to run at the period that it was learned at."
         )
 
 
@@ -211,28 +221,32 @@ def make_algorithm(
     settings: MopoConfig, real: Tensor, model: DynamicsEnsemble, terminated: TerminationRule, seed: int
 ) -> Mopo:
     """The algorithm that the settings are of."""
-    kind = AugWm if isinstance(settings, AugWmConfig) else Mopo
-    return kind(settings, real, model, terminated, seed)
+    kinds = {"mopo": Mopo, "augwm": AugWm, "augwm-actuators": ActuatorAugWm}
+    return kinds[settings.name](settings, real, model, terminated, seed)
 
 
 def train_policy(
     config: TrainConfig,
-    settings: MopoConfig,
-    data: Data,
-    model: DynamicsEnsemble,
+    settings: MopoConfig | OnlineSacConfig,
+    algorithm: Mopo | OnlineSac,
     environment: Environment,
-    folder: Path,
+    evaluate: Callable[[], dict[str, float]] = dict,
 ) -> None:
-    """Train, evaluate and checkpoint the policy under `folder`."""
+    """Train, evaluate and checkpoint the policy in the run's folder.
+
+    Args:
+        config: settings of the run.
+        settings: the algorithm's.
+        algorithm: untrained.
+        environment: where the policy is evaluated.
+        evaluate: figures of an evaluation beside the return in the environment.
+    """
+    folder = config.output
     final, part = folder / "policy.safetensors", folder / "policy.part.safetensors"
     if config.resume and final.is_file():
         return
-    real = data.packed(data.train)
-    rule = TERMINATIONS[environment.config.termination]
-    algorithm = make_algorithm(settings, real, model, rule, config.seed)
     if config.resume and part.is_file():
         algorithm.load_state_dict(load_checkpoint(part))
-    holdout = data.batch(data.holdout).obs
     with (
         MetricsLog(folder, "policy", algorithm.updates) as log,
         progress_bar(settings.name, settings.updates, "updates") as move,
@@ -243,7 +257,7 @@ def train_policy(
             figures = algorithm.train_epoch()
             epoch = -(-algorithm.updates // settings.steps_per_epoch)
             if epoch % config.evaluate_every == 0 or algorithm.finished:
-                figures["model_reward"] = model_return(algorithm, holdout, config.seed)
+                figures |= evaluate()
                 if config.evaluation_episodes:
                     figures["return"] = simulator_return(
                         algorithm.act_nominal, environment, config.evaluation_episodes, config.seed
@@ -251,39 +265,111 @@ def train_policy(
                     note = f"return {figures['return']:,.0f}"
             log.write(algorithm.updates, figures)
             move(algorithm.updates, note)
+            if isinstance(algorithm, OnlineSac) and epoch % algorithm.config.snapshot_every == 0:
+                save_checkpoint(snapshot_path(folder, algorithm.steps), algorithm.sac.state_dict())
             if epoch % config.checkpoint_every == 0 and not algorithm.finished:
                 save_checkpoint(part, algorithm.state_dict())
     save_checkpoint(final, algorithm.sac.state_dict())
     part.unlink(missing_ok=True)
 
 
+def snapshot_path(folder: Path, steps: int) -> Path:
+    """Where a run in the simulator keeps its policy after so many control steps."""
+    return folder / "snapshots" / f"{steps}.safetensors"
+
+
+def snapshot_steps(folder: Path) -> list[int]:
+    """The control steps after which a run kept its policy, in order; none where it learned from a log."""
+    return sorted(int(path.stem) for path in (folder / "snapshots").glob("*.safetensors"))
+
+
 def run(config: TrainConfig) -> Path:
     """Do one training run, or what is left of it; returns its folder."""
     torch.set_num_threads(config.threads)
-    folder = config.output
-    prepare_folder(config, folder)
-    source = config.dataset
-    dataset = load_dataset(source.path, env=source.env, control_dt=source.control_dt)
-    data = Data(dataset, config.robot, config.ensemble.holdout_fraction, config.device)
+    check_source(config)
+    if isinstance(config.algorithm, OnlineSacConfig):
+        run_online(config, config.algorithm)
+    else:
+        run_offline(config, config.algorithm)
+    return config.output
+
+
+def check_source(config: TrainConfig) -> None:
+    """Refuse an algorithm without what it learns from.
+
+    Raises:
+        UserError: it needs a log and has none, or the other way round.
+    """
+    name, online = config.algorithm.name, isinstance(config.algorithm, OnlineSacConfig)
+    if online and config.dataset.path is not None:
+        raise UserError(
+            f"algorithm={name} learns in the simulator and reads no log; add dataset=online dataset.env=NAME."
+        )
+    if online and config.world_model is not None:
+        raise UserError(f"algorithm={name} learns in the simulator itself; leave world_model out.")
+    if not online and config.dataset.path is None:
+        raise UserError(f"algorithm={name} learns from a log; choose a data set, or algorithm=sac with dataset=online.")
+
+
+def run_online(config: TrainConfig, settings: OnlineSacConfig) -> None:
+    """Train in the simulator."""
+    environment = make_environment(config.dataset.env or "")
+    config, robot = with_robot(config, environment)
+    check_fit(
+        f"the environment '{environment.name}'",
+        environment.obs_dim,
+        environment.act_dim,
+        environment.control_dt,
+        robot,
+    )
+    prepare_folder(config)
+    write_json(config.output / "run.json", run_record(config, {"sha256": "", "env": environment.name, "rows": 0}))
+    train_policy(config, settings, OnlineSac(settings, environment, config.seed, config.device), environment)
+
+
+def run_offline(config: TrainConfig, settings: MopoConfig | NoAlgorithm) -> None:
+    """Fit a world model to the log and train in it."""
+    source, folder = config.dataset, config.output
+    dataset = load_dataset(source.path or "", env=source.env, control_dt=source.control_dt)
     environment = make_environment(dataset.metadata.env)
-    write_json(folder / "run.json", run_record(config, dataset))
+    config, robot = with_robot(config, environment)
+    data = Data(dataset, robot, config.ensemble.holdout_fraction, config.device)
+    prepare_folder(config)
+    described = {"sha256": dataset.metadata.sha256, "env": environment.name, "rows": len(dataset)}
+    write_json(folder / "run.json", run_record(config, described))
     if config.world_model is None:
         model = train_world_model(config, data, folder)
     else:
         model = load_world_model(config.world_model, data)
         for name in ("world_model.safetensors", "world_model.json"):
             shutil.copyfile(config.world_model / name, folder / name)
-    if not isinstance(config.algorithm, NoAlgorithm):
-        train_policy(config, config.algorithm, data, model.requires_grad_(False), environment, folder)
-    return folder
+    if isinstance(settings, NoAlgorithm):
+        return
+    rule = TERMINATIONS[environment.config.termination]
+    algorithm = make_algorithm(settings, data.packed(data.train), model.requires_grad_(False), rule, config.seed)
+    holdout = data.batch(data.holdout).obs
+    train_policy(
+        config,
+        settings,
+        algorithm,
+        environment,
+        lambda: {"model_reward": model_return(algorithm, holdout, config.seed)},
+    )
 
 
-def prepare_folder(config: TrainConfig, folder: Path) -> None:
+def with_robot(config: TrainConfig, environment: Environment) -> tuple[TrainConfig, RobotDescription]:
+    """Return the settings with a robot, where none is chosen the environment's own, and that robot."""
+    robot = config.robot or load_robot(environment.name)
+    return config.model_copy(update={"robot": robot}), robot
+
+
+def prepare_folder(config: TrainConfig) -> None:
     """Make sure that a run neither overwrites another nor resumes one with other settings.
 
     Raises:
         UserError: either would happen.
     """
+    folder = config.output
     record = folder / "run.json"
     if not record.is_file():
         return
@@ -304,12 +390,12 @@ def config_record(config: TrainConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude=free)
 
 
-def run_record(config: TrainConfig, dataset: TransitionDataset) -> dict[str, Any]:
+def run_record(config: TrainConfig, dataset: dict[str, Any]) -> dict[str, Any]:
     """What run.json says: settings, data, commit and versions."""
     versions = {name: importlib.metadata.version(name) for name in ("surefoot", "torch", "numpy", "mujoco")}
     return {
         "config": config_record(config),
-        "dataset": {"sha256": dataset.metadata.sha256, "env": dataset.metadata.env, "rows": len(dataset)},
+        "dataset": dataset,
         "commit": commit(),
         "versions": versions,
     }

@@ -21,6 +21,7 @@ from adapters.progress import MoveBar, progress_bar
 from sim.environments import Environment, make_environment
 from sim.logs import find_robot, read_log
 from sim.plant import BatchedPlant
+from sim.weakening import draw_weakening
 
 # Hydra would take it for a config group, because a folder of that name lies in configs/.
 ALIASES = {"robot=": "description="}
@@ -28,14 +29,7 @@ ALIASES = {"robot=": "description="}
 EPISODE_STEPS = 1000
 SNAPSHOTS = resources.files("sim.behaviour")
 
-# D4RL's recipes (arXiv 2004.07219): the policies that a recipe takes in turn, an equal share of the episodes each,
-# named by how many steps they were trained for. Policy 0 acts at random.
-RECIPES = {
-    "random": (0,),
-    "medium": (125_000,),
-    "mixed": (0, 25_000, 50_000, 75_000, 100_000, 125_000),
-    "medium-expert": (125_000, 300_000),
-}
+RECIPES = ("random", "medium", "mixed", "medium-expert")
 
 
 class Policy(Protocol):
@@ -64,7 +58,7 @@ class UniformPolicy:
 
 
 class SnapshotPolicy:
-    """A SAC policy as it was after some steps of training: action = tanh(mean + exp(log_std) * noise).
+    """A SAC policy as it was after some steps of training: command = range of tanh(mean + exp(log_std) * noise).
 
     Args:
         environment: the task that it was trained in.
@@ -76,16 +70,52 @@ class SnapshotPolicy:
         options.intra_op_num_threads = 1
         model = (SNAPSHOTS / f"{environment.name}-sac-{trained_steps}.onnx").read_bytes()
         self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        self._act_dim = environment.act_dim
+        self._environment = environment
 
     def draw(self, generator: np.random.Generator) -> np.ndarray:
         """Draw standard normal noise."""
-        return generator.standard_normal((EPISODE_STEPS, self._act_dim))
+        return generator.standard_normal((EPISODE_STEPS, self._environment.act_dim))
 
     def act(self, observations: np.ndarray, noise: np.ndarray) -> np.ndarray:
         """Sample actions with the noise."""
         mean, log_std = self._session.run(["mean", "log_std"], {"obs": observations.astype(np.float32)})
-        return np.tanh(mean + np.exp(log_std) * noise).astype(np.float32)
+        return self._environment.commands(np.tanh(mean + np.exp(log_std) * noise)).astype(np.float32)
+
+
+def recipe_policies(recipe: str, environment: Environment) -> tuple[int, ...]:
+    """Return the policies that one of D4RL's recipes (arXiv 2004.07219) takes in turn, an equal share each.
+
+    A policy is named by how many control steps it was trained for; policy 0 acts at random.
+
+    Raises:
+        UserError: there is no such recipe, or the environment has no policies for it.
+    """
+    if recipe not in RECIPES:
+        raise UserError(f"there is no recipe '{recipe}'; choose one of {', '.join(RECIPES)}.")
+    if recipe == "random":
+        return (0,)
+    behaviour = environment.config.behaviour
+    if behaviour is None:
+        raise UserError(
+            f"no behaviour policies are shipped for env={environment.name}; choose recipe=random, or env="
+            f"{' or env='.join(shipped_environments())}."
+        )
+    return {
+        "medium": (behaviour.medium,),
+        "mixed": (0, *(steps for steps in shipped_policies(environment.name) if steps <= behaviour.medium)),
+        "medium-expert": (behaviour.medium, behaviour.expert),
+    }[recipe]
+
+
+def shipped_policies(env: str) -> list[int]:
+    """Return the policies shipped for an environment, by the control steps of their training, in order."""
+    files = [file.name.removesuffix(".onnx").rpartition("-sac-") for file in SNAPSHOTS.iterdir()]
+    return sorted(int(steps) for name, _, steps in files if name == env)
+
+
+def shipped_environments() -> list[str]:
+    """Return the environments that behaviour policies are shipped for."""
+    return sorted({file.name.rpartition("-sac-")[0] for file in SNAPSHOTS.iterdir() if file.name.endswith(".onnx")})
 
 
 def collect(
@@ -95,29 +125,33 @@ def collect(
     env: str = "halfcheetah",
     episodes_in_parallel: int = 50,
     threads: int = 1,
+    weakened: float = 0.0,
 ) -> TransitionDataset:
-    """Roll a recipe's policies out in episodes of `EPISODE_STEPS` steps, each of which ends in a timeout.
+    """Roll a recipe's policies out in stretches of `EPISODE_STEPS` steps, each of which ends in a timeout.
 
-    Start state and noise of an episode depend on the seed and its place in the data alone; how many episodes run side
-    by side can only change how the policy's arithmetic rounds.
+    Where an episode ends before, the next begins within the same stretch. Start states and noise of a stretch depend on
+    the seed and its place in the data alone; how many are simulated side by side can only change how the policy's
+    arithmetic rounds.
 
     Args:
-        recipe: a key of `RECIPES`.
-        steps: transitions in all, a whole number of episodes, at least one for each policy of the recipe.
+        recipe: one of `RECIPES`.
+        steps: transitions in all, a whole number of stretches, at least one for each policy of the recipe.
         seed: seeds start states and noise.
-        env: environment, one that policies are shipped for.
-        episodes_in_parallel: how many episodes are simulated side by side.
+        env: environment.
+        episodes_in_parallel: how many stretches are simulated side by side.
         threads: how many threads step the simulator; the result does not depend on it.
+        weakened: share of the time in which motors get less than the policy asks for (`sim/weakening.py`).
 
     Raises:
         UserError: a setting is not possible.
     """
-    schedule = policy_schedule(recipe, steps)
-    _check_env(env)
+    if not 0 <= weakened <= 1:
+        raise UserError(f"weakened={weakened} is no share of the time; give a number from 0 to 1.")
     environment = make_environment(env)
+    stages = recipe_policies(recipe, environment)
+    schedule = policy_schedule(stages, steps)
     policies: dict[int, Policy] = {
-        trained: SnapshotPolicy(environment, trained) if trained else UniformPolicy(environment)
-        for trained in RECIPES[recipe]
+        trained: SnapshotPolicy(environment, trained) if trained else UniformPolicy(environment) for trained in stages
     }
     generators = np.random.default_rng(seed).spawn(len(schedule))
     batches = []
@@ -125,77 +159,78 @@ def collect(
         for start in range(0, len(schedule), episodes_in_parallel):
             rows = slice(start, start + episodes_in_parallel)
             acting = [policies[trained] for trained in schedule[rows]]
-            batches.append(_roll_out(environment, acting, generators[rows], threads, move, start * EPISODE_STEPS))
+            drawn = generators[rows]
+            batches.append(_roll_out(environment, acting, drawn, weakened, threads, move, start * EPISODE_STEPS))
     arrays = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
     source = (
         f"surefoot collect env={env} recipe={recipe} steps={steps} seed={seed} "
-        f"episodes_in_parallel={episodes_in_parallel}, {environment.gym_id}, mujoco {mujoco.__version__}"
+        f"episodes_in_parallel={episodes_in_parallel}{f' weakened={weakened}' * bool(weakened)}, "
+        f"{environment.task_id}, mujoco {mujoco.__version__}"
     )
     metadata = Metadata(env, environment.control_dt, environment.observation_names, environment.action_names, source)
     return TransitionDataset.from_arrays(arrays, metadata, file="the collected data")
 
 
-def policy_schedule(recipe: str, steps: int) -> list[int]:
-    """Return the policy of every episode, as in `RECIPES`: equal consecutive shares.
+def policy_schedule(stages: Sequence[int], steps: int) -> list[int]:
+    """Return the policy of every stretch of `EPISODE_STEPS` steps: equal consecutive shares.
 
     Raises:
-        UserError: there is no such recipe, or the steps are not whole episodes, one for each policy at least.
+        UserError: the steps are not whole stretches, one for each policy at least.
     """
-    if recipe not in RECIPES:
-        raise UserError(f"there is no recipe '{recipe}'; choose one of {', '.join(RECIPES)}.")
-    stages = RECIPES[recipe]
-    episodes, rest = divmod(steps, EPISODE_STEPS)
-    if rest or episodes < len(stages):
+    stretches, rest = divmod(steps, EPISODE_STEPS)
+    if rest or stretches < len(stages):
         raise UserError(
-            f"steps={steps} does not do for recipe={recipe}; give a multiple of {EPISODE_STEPS} that is at least "
+            f"steps={steps} does not do for this recipe; give a multiple of {EPISODE_STEPS} that is at least "
             f"{EPISODE_STEPS * len(stages)}."
         )
-    return [stages[episode * len(stages) // episodes] for episode in range(episodes)]
-
-
-def _check_env(env: str) -> None:
-    """Refuse an environment that no behaviour policies are shipped for."""
-    shipped = sorted({file.name.partition("-sac-")[0] for file in SNAPSHOTS.iterdir() if "-sac-" in file.name})
-    if env not in shipped:
-        raise UserError(f"no behaviour policies are shipped for env={env}; choose env={' or env='.join(shipped)}.")
+    return [stages[stretch * len(stages) // stretches] for stretch in range(stretches)]
 
 
 def _roll_out(
     environment: Environment,
     policies: Sequence[Policy],
     generators: Sequence[np.random.Generator],
+    weakened: float,
     threads: int,
     move: MoveBar,
     done: int,
 ) -> dict[str, np.ndarray]:
-    """Run one episode for every policy in the list, side by side, and return the rows as arrays.
+    """Run one stretch for every policy in the list, side by side, and return the rows as arrays.
 
     The progress bar moves on from `done`, the transitions made before.
     """
-    episodes, obs_dim = len(policies), environment.obs_dim
+    lanes, obs_dim = len(policies), environment.obs_dim
     arrays = {
-        "observations": np.empty((episodes, EPISODE_STEPS, obs_dim), np.float32),
-        "actions": np.empty((episodes, EPISODE_STEPS, environment.act_dim), np.float32),
-        "rewards": np.empty((episodes, EPISODE_STEPS), np.float32),
-        "next_observations": np.empty((episodes, EPISODE_STEPS, obs_dim), np.float32),
-        "terminals": np.empty((episodes, EPISODE_STEPS), bool),
-        "timeouts": np.zeros((episodes, EPISODE_STEPS), bool),
+        "observations": np.empty((lanes, EPISODE_STEPS, obs_dim), np.float32),
+        "actions": np.empty((lanes, EPISODE_STEPS, environment.act_dim), np.float32),
+        "rewards": np.empty((lanes, EPISODE_STEPS), np.float32),
+        "next_observations": np.empty((lanes, EPISODE_STEPS, obs_dim), np.float32),
+        "terminals": np.empty((lanes, EPISODE_STEPS), bool),
+        "timeouts": np.zeros((lanes, EPISODE_STEPS), bool),
     }
     states = np.concatenate([environment.initial_states(generator, 1) for generator in generators])
     noise = np.stack([policy.draw(generator) for policy, generator in zip(policies, generators, strict=True)])
+    shape = (EPISODE_STEPS, environment.act_dim, weakened)
+    gains = np.stack([draw_weakening(generator, *shape) for generator in generators]) if weakened else None
     groups = [(policy, [i for i, p in enumerate(policies) if p is policy]) for policy in dict.fromkeys(policies)]
-    with BatchedPlant(environment, [environment.model()] * episodes, threads) as plant:
+    with BatchedPlant(environment, [environment.model()] * lanes, threads) as plant:
         observations = plant.reset(states=states)
         for step in range(EPISODE_STEPS):
             actions = arrays["actions"][:, step]
             for policy, rows in groups:
                 actions[rows] = policy.act(observations[rows], noise[rows, step])
+            if gains is not None:
+                actions *= gains[:, step]
             arrays["observations"][:, step] = observations
             observations, arrays["rewards"][:, step], arrays["terminals"][:, step] = plant.step(actions)
             arrays["next_observations"][:, step] = observations
-            move(done + (step + 1) * episodes)
+            over = np.flatnonzero(arrays["terminals"][:, step])
+            if len(over):
+                starts = [environment.initial_states(generators[lane], 1) for lane in over.tolist()]
+                observations[over] = plant.restart(over, np.concatenate(starts))
+            move(done + (step + 1) * lanes)
     arrays["timeouts"][:, -1] = ~arrays["terminals"][:, -1]
-    return {name: array.reshape(episodes * EPISODE_STEPS, *array.shape[2:]) for name, array in arrays.items()}
+    return {name: array.reshape(lanes * EPISODE_STEPS, *array.shape[2:]) for name, array in arrays.items()}
 
 
 @command("collect")
@@ -230,6 +265,7 @@ def _rolled_out(config: DictConfig) -> TransitionDataset:
         env=config.env.name,
         episodes_in_parallel=config.episodes_in_parallel,
         threads=config.threads,
+        weakened=config.weakened,
     )
 
 

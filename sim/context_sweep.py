@@ -118,7 +118,7 @@ def sweep(
             f"the policy of {bundle.path} reads no context, so there is no estimator to choose; give another."
         )
     environment = make_environment(bundle.manifest.env)
-    worlds = [(suite, world) for suite in suites for world in load_suite(suite)]
+    worlds = [(suite, world) for suite in suites for world in load_suite(suite, environment)]
     original = [index for index, (_, world) in enumerate(worlds) if world.name == "mass-1-damping-1"]
     rows = []
     for done, variant in enumerate(variants):
@@ -137,24 +137,24 @@ def sweep(
             row["original"] = float(means[original[0]])
         for suite in suites:
             row[suite] = float(np.mean([mean for mean, (of, _) in zip(means, worlds, strict=True) if of == suite]))
-        row["steps to 90 %"] = _reaction(result, [world.at_step for _, world in worlds])
+        row["steps to 90 %"] = _reaction(result, [world.change_steps for _, world in worlds])
         rows.append(row)
         if progress is not None:
             progress(done + 1)
     return rows
 
 
-def _reaction(result: EpisodeResult, at_steps: Sequence[int]) -> float | None:
+def _reaction(result: EpisodeResult, changes: Sequence[Sequence[int]]) -> float | None:
     """Median over the worlds that change mid-run of the steps until the context has moved 90 % of its way.
 
-    None where it moved, beyond its own noise, in none of them.
+    A second change ends what is looked at. None where it moved, beyond its own noise, in none of them.
     """
     if result.context is None:
         return None
     steps = [
-        steps_to_90_percent(trace.mean(0), at_step)
-        for trace, at_step in zip(result.context, at_steps, strict=True)
-        if at_step
+        steps_to_90_percent(trace.mean(0)[: at_steps[1] if len(at_steps) > 1 else None], at_steps[0])
+        for trace, at_steps in zip(result.context, changes, strict=True)
+        if at_steps
     ]
     moved = [count for count in steps if count is not None]
     return float(np.median(moved)) if moved else None

@@ -1,7 +1,7 @@
-"""Gymnasium's MuJoCo tasks as batched numpy functions: start states, observations, rewards, ends.
+"""Simulated tasks as batched numpy functions: start states, observations, rewards, ends, for many robots at once.
 
-The physics is elsewhere (sim/plant.py); here is what gymnasium adds to it, for many robots at once. A test holds
-every task equal to gymnasium's own step by step.
+The physics is elsewhere (sim/plant.py); here is what gymnasium adds to it. dm_control's tasks are in
+sim/dm_control_tasks.py. A test holds every task equal to its original step by step.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import contextlib
 import copy
 import functools
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import gymnasium.envs.mujoco
 import mujoco
@@ -29,46 +30,67 @@ ENVIRONMENT_FOLDER = Path(configs.__path__[0]) / "env"
 FULL_PHYSICS = mujoco.mjtState.mjSTATE_FULLPHYSICS
 
 
+class Behaviour(BaseModel):
+    """Which of a task's shipped behaviour policies is what in D4RL's recipes, by the control steps of its training."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    medium: int
+    expert: int
+
+
 class EnvironmentConfig(BaseModel):
-    """What `configs/env/NAME.yaml` holds; the meaning of each key stands in halfcheetah.yaml."""
+    """What every `configs/env/NAME.yaml` holds; the meaning of each key stands in halfcheetah.yaml."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
+    termination: Literal["never", "hopper", "walker2d", "ant"]
+    healthy_reward: float = 0.0
+    yardstick_return: float | None
+    behaviour: Behaviour | None
+
+
+class GymnasiumConfig(EnvironmentConfig):
+    """What it holds besides for a task of gymnasium."""
+
     gym_id: str
+    gym_options: dict[str, Any] = {}
     xml: str
     frame_skip: int
-    termination: Literal["never", "hopper", "walker2d", "ant"]
+    unobserved_positions: int
     control_cost: float
-    healthy_reward: float
     velocity_clip: float | None
     reset_noise: float
     reset_velocity_noise: Literal["normal", "uniform"]
-    yardstick_return: float | None
 
 
 @dataclass(frozen=True)
-class Environment:
+class Environment(ABC):
     """One task; n is the number of robots handled at once.
 
-    A state is MuJoCo's full physics state, `(n, 1 + nq + nv)` float64: time in s, positions, velocities (m, rad and
-    their rates). The observation leaves out time and the forward position.
+    A state is MuJoCo's full physics state, `(n, 1 + nq + nv + na)` float64: time in s, positions, velocities (m, rad
+    and their rates), activations of the actuators. Beside it stand the readings of the model's sensors,
+    `(n, nsensordata)`, for the tasks that look at them.
 
     Attributes:
         config: the task's constants.
+        frame_skip: physics steps in one control step.
         control_dt: control period in s.
-        observation_names: `JOINT_position` and `JOINT_velocity`, in observation order.
+        observation_names: one name for each number, in observation order.
         action_names: actuator names in action order.
         action_low: `(act_dim,)`, the lowest command that the actuators follow.
         action_high: `(act_dim,)`, the highest.
     """
 
     config: EnvironmentConfig
+    frame_skip: int
     control_dt: float
     observation_names: tuple[str, ...]
     action_names: tuple[str, ...]
     action_low: np.ndarray
     action_high: np.ndarray
+    _spec: mujoco.MjSpec
     _model: mujoco.MjModel
 
     @property
@@ -77,14 +99,14 @@ class Environment:
         return self.config.name
 
     @property
-    def gym_id(self) -> str:
-        """The task's id in gymnasium."""
-        return self.config.gym_id
+    @abstractmethod
+    def task_id(self) -> str:
+        """What the task is called where it comes from."""
 
     @property
-    def frame_skip(self) -> int:
-        """Physics steps in one control step."""
-        return self.config.frame_skip
+    @abstractmethod
+    def reads_sensors(self) -> bool:
+        """Whether `observe` and `reward` look at the readings of the model's sensors."""
 
     @property
     def obs_dim(self) -> int:
@@ -96,9 +118,68 @@ class Environment:
         """Size of an action."""
         return len(self.action_names)
 
+    def spec(self) -> mujoco.MjSpec:
+        """Return a fresh copy of the task's original model in the form that it is compiled from."""
+        return self._spec.copy()
+
     def model(self) -> mujoco.MjModel:
         """Return a fresh copy of the task's original MuJoCo model."""
         return copy.copy(self._model)
+
+    def commands(self, actions: np.ndarray) -> np.ndarray:
+        """Return the commands `(..., act_dim)` float64 of actions in [-1, 1], the ends of the commands' range."""
+        return 0.5 * (self.action_low + self.action_high) + 0.5 * (self.action_high - self.action_low) * actions
+
+    @abstractmethod
+    def initial_states(self, generator: np.random.Generator, n: int) -> np.ndarray:
+        """Draw start states `(n, nstate)` as the original does."""
+
+    @abstractmethod
+    def observe(self, states: np.ndarray, sensors: np.ndarray | None = None) -> np.ndarray:
+        """Return the observations `(n, obs_dim)` of the states `(n, nstate)`.
+
+        Args:
+            states: the states.
+            sensors: `(n, nsensordata)` there; may be left out where the task reads none.
+        """
+
+    @abstractmethod
+    def reward(
+        self, states: np.ndarray, actions: np.ndarray, next_states: np.ndarray, next_sensors: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return the original's rewards `(n,)`.
+
+        Args:
+            states: `(n, nstate)` before the step.
+            actions: `(n, act_dim)` as sent.
+            next_states: `(n, nstate)` after the step.
+            next_sensors: `(n, nsensordata)` after the step; may be left out where the task reads none.
+        """
+
+    def terminated(self, observations: np.ndarray) -> np.ndarray:
+        """Return `(n,)` bool, whether the episode is over at the observations `(n, obs_dim)`."""
+        return TERMINATIONS[self.config.termination](observations)
+
+
+@dataclass(frozen=True)
+class GymnasiumTask(Environment):
+    """A task of gymnasium; the observation leaves out time and where the robot is in the plane.
+
+    The reward's forward speed is that of the position itself. Gymnasium's Ant takes the torso's frame, which lags
+    behind by part of a physics step; over an episode the two sum up to the same.
+    """
+
+    config: GymnasiumConfig
+
+    @property
+    def task_id(self) -> str:
+        """The task's id in gymnasium."""
+        return self.config.gym_id
+
+    @property
+    def reads_sensors(self) -> bool:
+        """The state says all."""
+        return False
 
     def initial_states(self, generator: np.random.Generator, n: int) -> np.ndarray:
         """Draw start states with gymnasium's reset noise; for n = 1 they are those that gymnasium itself draws.
@@ -119,35 +200,28 @@ class Environment:
             states[:, 1 + nq : 1 + nq + nv] = generator.uniform(-noise, noise, (n, nv))
         return states
 
-    def observe(self, states: np.ndarray) -> np.ndarray:
+    def observe(self, states: np.ndarray, sensors: np.ndarray | None = None) -> np.ndarray:
         """Return the observations `(n, obs_dim)` of the states `(n, nstate)`."""
-        observations = states[:, 2 : 2 + self.obs_dim].copy()
+        skipped = self.config.unobserved_positions
+        observations = states[:, 1 + skipped : 1 + skipped + self.obs_dim].copy()
         clip = self.config.velocity_clip
         if clip is not None:
-            velocities = observations[:, self._model.nq - 1 :]
+            velocities = observations[:, self._model.nq - skipped :]
             np.clip(velocities, -clip, clip, out=velocities)
         return observations
 
-    def reward(self, states: np.ndarray, actions: np.ndarray, next_states: np.ndarray) -> np.ndarray:
+    def reward(
+        self, states: np.ndarray, actions: np.ndarray, next_states: np.ndarray, next_sensors: np.ndarray | None = None
+    ) -> np.ndarray:
         """Return gymnasium's reward: forward speed in m/s, less the cost of control, plus the bonus for being healthy.
 
-        Args:
-            states: `(n, nstate)` before the step.
-            actions: `(n, act_dim)` as sent; a command beyond the range costs what was sent, as in gymnasium.
-            next_states: `(n, nstate)` after the step.
-
-        Returns:
-            `(n,)`.
+        A command beyond the range costs what was sent, as in gymnasium.
         """
         rewards = (next_states[:, 1] - states[:, 1]) / self.control_dt
         rewards -= self.config.control_cost * np.square(actions).sum(-1)
         if self.config.healthy_reward:
             rewards += self.config.healthy_reward * ~self.terminated(self.observe(next_states))
         return rewards
-
-    def terminated(self, observations: np.ndarray) -> np.ndarray:
-        """Return `(n,)` bool, whether the episode is over at the observations `(n, obs_dim)`."""
-        return TERMINATIONS[self.config.termination](observations)
 
 
 @functools.cache
@@ -161,32 +235,70 @@ def make_environment(name: str) -> Environment:
     known = sorted(file.stem for file in ENVIRONMENT_FOLDER.glob("*.yaml"))
     if name not in known:
         raise UserError(f"there is no environment '{name}'; choose one of {', '.join(known)}.")
-    config = EnvironmentConfig.model_validate(OmegaConf.to_container(OmegaConf.load(path)))
-    model = _load_model(Path(gymnasium.envs.mujoco.__path__[0]) / "assets" / config.xml)
-    joints = [model.joint(j).name for j in range(model.njnt)]
-    names = [f"{joint}_position" for joint in joints[1:]] + [f"{joint}_velocity" for joint in joints]
+    settings = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(settings, dict)
+    if "gym_id" in settings:
+        return _gymnasium_task(GymnasiumConfig.model_validate(settings))
+    with warnings.catch_warnings():
+        # dm_control takes a second to import, and warns where there is no display.
+        warnings.simplefilter("ignore")
+        from sim.dm_control_tasks import DmControlConfig, dm_control_task
+
+        return dm_control_task(DmControlConfig.model_validate(settings))
+
+
+def _gymnasium_task(config: GymnasiumConfig) -> GymnasiumTask:
+    """Build a task from gymnasium's model."""
+    spec = mujoco.MjSpec.from_file(str(Path(gymnasium.envs.mujoco.__path__[0]) / "assets" / config.xml))
+    model = compile_spec(spec)
     low, high = model.actuator_ctrlrange.T.copy()
-    return Environment(
+    return GymnasiumTask(
         config=config,
+        frame_skip=config.frame_skip,
         control_dt=model.opt.timestep * config.frame_skip,
-        observation_names=tuple(names),
+        observation_names=tuple([*position_names(model)[config.unobserved_positions :], *velocity_names(model)]),
         action_names=tuple(actuator_names(model)),
         action_low=low,
         action_high=high,
+        _spec=spec,
         _model=model,
     )
+
+
+def compile_spec(spec: mujoco.MjSpec) -> mujoco.MjModel:
+    """Compile a model without the complaints about gymnasium's and dm_control's old attributes."""
+    with quiet_mujoco(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return spec.compile()
+
+
+def position_names(model: mujoco.MjModel) -> list[str]:
+    """Return a name for each number of qpos: `JOINT_position`, of a free joint its place and its orientation."""
+    names = []
+    for index in range(model.njnt):
+        joint = model.joint(index).name
+        if model.jnt_type[index] == mujoco.mjtJoint.mjJNT_FREE:
+            names += [f"{joint}_{axis}_position" for axis in "xyz"] + [f"{joint}_{axis}_orientation" for axis in "wxyz"]
+        else:
+            names.append(f"{joint}_position")
+    return names
+
+
+def velocity_names(model: mujoco.MjModel) -> list[str]:
+    """Return a name for each number of qvel: `JOINT_velocity`, of a free joint linear and angular velocity."""
+    names = []
+    for index in range(model.njnt):
+        joint = model.joint(index).name
+        if model.jnt_type[index] == mujoco.mjtJoint.mjJNT_FREE:
+            names += [f"{joint}_{axis}_{kind}" for kind in ("velocity", "angular_velocity") for axis in "xyz"]
+        else:
+            names.append(f"{joint}_velocity")
+    return names
 
 
 def actuator_names(model: mujoco.MjModel) -> list[str]:
     """Return the name of every actuator; one without a name goes by the joint that it drives."""
     return [model.actuator(index).name or model.joint(model.actuator_trnid[index, 0]).name for index in range(model.nu)]
-
-
-def _load_model(path: Path) -> mujoco.MjModel:
-    """Load a model without the complaints about gymnasium's old attributes."""
-    with quiet_mujoco(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return mujoco.MjModel.from_xml_path(str(path))
 
 
 @contextlib.contextmanager

@@ -79,7 +79,7 @@ def joint_failure(settings: StackSettings, move: Callable[[int], Any] = lambda c
     nominal = _run(settings, bundle, "nominal", lambda done: move(settings.steps + done))
     traces = {"adapted": adapted, "nominal": nominal}
     summary = _summary(settings, bundle, traces)
-    _draw(settings.output / "joint-failure.png", summary, traces, bundle.manifest.robot.observation_names)
+    _draw(settings.output / "joint-failure.png", summary, traces, bundle.manifest.context_names)
     video = settings.output / "joint-failure.mp4"
     video.unlink(missing_ok=True)
     try:

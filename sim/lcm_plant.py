@@ -141,8 +141,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--realtime", action="store_true", help="run in real time, not in lock step")
     settings = parser.parse_args(arguments)
     try:
-        world = find_world(settings.perturbation, settings.at_step)
-        plant = MujocoPlant(make_environment(settings.env), world, settings.seed, settings.record)
+        environment = make_environment(settings.env)
+        world = find_world(settings.perturbation, settings.at_step, environment)
+        plant = MujocoPlant(environment, world, settings.seed, settings.record)
         robot = LcmPlant(plant, settings.url, settings.realtime)
         print(READY, file=sys.stderr, flush=True)
         with interruptible():

@@ -18,6 +18,7 @@ from adapters.progress import progress_bar
 from deploy.bundle import Bundle
 from sim.environments import make_environment
 from sim.mujoco_plant import find_world
+from sim.perturb import require_in_time
 from sim.supervisor import POLL, Supervisor, interruptible
 
 if TYPE_CHECKING:
@@ -92,8 +93,8 @@ def _commands(settings: LcmSettings) -> dict[str, tuple[str, list[str]]]:
     if (settings.suite is None) != (settings.world is None):
         raise UserError("perturbations=SUITE and world=NAME go together; give both or neither.")
     place = "none" if settings.suite is None else f"{settings.suite}:{settings.world}"
-    find_world(place)
-    make_environment(bundle.manifest.env)
+    world = find_world(place, settings.at_step, make_environment(bundle.manifest.env))
+    require_in_time(world, settings.steps)
     url = [] if settings.url is None else ["--url", settings.url]
     runner = [str(settings.bundle), *url, "--soft-start", str(settings.soft_start)]
     runner += [] if settings.adapt else ["--context", "nominal"]

@@ -15,7 +15,7 @@ from adapters.errors import UserError
 from deploy.ros2.fields import ObservationReader, parse_map
 from deploy.ros2.inputs import Inputs
 from deploy.spec import RobotDescription
-from sim.environments import ENVIRONMENT_FOLDER, Environment, make_environment
+from sim.environments import ENVIRONMENT_FOLDER, GymnasiumTask, make_environment
 from sim.mujoco_plant import ROBOT_FOLDER, load_robot
 
 # Control periods after which a set of messages would have been stale; in a log nothing gets old.
@@ -23,7 +23,7 @@ STALE_PERIODS = 3
 
 
 class ObservedTask:
-    """An environment's rewards and ends, told by observations alone.
+    """The rewards and ends of a task of gymnasium, told by observations alone.
 
     The forward speed over a step is not observed; the mean of the speeds before and after stands for it. On
     HalfCheetah's shipped data the rewards so computed differ from the simulator's by 0.31 (root mean square, where
@@ -33,7 +33,7 @@ class ObservedTask:
         environment: the task, which observes the forward speed as the first of its velocities.
     """
 
-    def __init__(self, environment: Environment) -> None:
+    def __init__(self, environment: GymnasiumTask) -> None:
         self._environment = environment
         self._speed = next(i for i, name in enumerate(environment.observation_names) if name.endswith("_velocity"))
 
@@ -75,8 +75,8 @@ def read_log(
 ) -> TransitionDataset:
     """Read a robot's log.
 
-    Where an environment has the robot's name, rewards and ends are those of its task; otherwise rewards are 0, with a
-    warning, and no episode ends but by a timeout.
+    Where a task of gymnasium has the robot's name, rewards and ends are those of the task; otherwise rewards are 0,
+    with a warning, and no episode ends but by a timeout. dm_control's rewards are not told by observations alone.
 
     Args:
         path: an LCM log or a bag of ROS 2.
@@ -88,12 +88,13 @@ def read_log(
         UserError: it is no log of this robot, or there is no transition in it.
     """
     known = (ENVIRONMENT_FOLDER / f"{robot.name}.yaml").exists()
+    task = make_environment(robot.name) if known else None
     maps = (parse_map(name, entries) for name, entries in (("joint_map", joint_map), ("field_map", field_map)))
     reader = ObservationReader(robot, *maps)
     layout = LogLayout(
         robot.observation_names,
         robot.action.joints,
         Inputs(reader, robot.control_dt, STALE_PERIODS * robot.control_dt),
-        ObservedTask(make_environment(robot.name)) if known else None,
+        ObservedTask(task) if isinstance(task, GymnasiumTask) else None,
     )
     return load_dataset(path, env=robot.name, control_dt=robot.control_dt, layout=layout)

@@ -12,8 +12,10 @@ from adapters.errors import UserError
 from adapters.files import atomic_path
 from deploy.spec import RobotDescription
 from sim.environments import Environment
-from sim.perturb import NOMINAL, Perturbation, apply, load_suite
-from sim.plant import BatchedPlant
+from sim.perturb import NOMINAL, Perturbation, load_suite
+from sim.perturbed_plant import PerturbedPlant
+from sim.sensing import noise_generator
+from sim.worlds import timeline
 
 ROBOT_FOLDER = Path(configs.__path__[0]) / "robot"
 
@@ -23,12 +25,13 @@ def load_robot(name: str) -> RobotDescription:
     return RobotDescription.model_validate(OmegaConf.to_container(OmegaConf.load(ROBOT_FOLDER / f"{name}.yaml")))
 
 
-def find_world(place: str, at_step: int | None = None) -> Perturbation:
+def find_world(place: str, at_step: int | None = None, environment: Environment | None = None) -> Perturbation:
     """Return one world of a suite.
 
     Args:
         place: SUITE:NAME, where a suite is the name of a shipped one or a YAML file; none: the original dynamics.
-        at_step: control step at which the world is to change, None for the entry's own.
+        at_step: control step at which the world is to change, None for the entry's own; a schedule moves with it.
+        environment: the robot, where the suite has worlds for each of its parts.
 
     Raises:
         UserError: there is no such world.
@@ -39,11 +42,11 @@ def find_world(place: str, at_step: int | None = None) -> Perturbation:
     elif not suite:
         raise UserError(f"the perturbation '{place}' is not SUITE:NAME; give for example joint-failure:dead-ffoot.")
     else:
-        worlds = {world.name: world for world in load_suite(suite)}
+        worlds = {world.name: world for world in load_suite(suite, environment)}
         if name not in worlds:
             raise UserError(f"the suite {suite} has no world '{name}'; choose one of {', '.join(worlds)}.")
         world = worlds[name]
-    return world if at_step is None else world.model_copy(update={"at_step": at_step})
+    return world if at_step is None else world.starting_at(at_step)
 
 
 class MujocoPlant:
@@ -52,9 +55,9 @@ class MujocoPlant:
     Args:
         environment: the task.
         world: what changes, and at which step of every episode.
-        seed: of the starts.
-        record: file that `close` writes the last episode to, None for none: npz with observations, actions and rewards
-            of each step, and the physics states before each step and after the last.
+        seed: of the starts and of noise.
+        record: file that `close` writes the last episode to, None for none: npz with observations as the controller
+            sees them, actions as they are sent, rewards, and the physics states before each step and after the last.
 
     Attributes:
         robot: observations and commands, in order.
@@ -64,40 +67,33 @@ class MujocoPlant:
         ended: whether the environment has ended the episode.
 
     Raises:
-        UserError: a pattern of the world matches nothing.
+        UserError: a pattern of the world matches nothing, or a limb cannot be scaled.
     """
 
     def __init__(
         self, environment: Environment, world: Perturbation = NOMINAL, seed: int = 0, record: Path | None = None
     ) -> None:
         self.environment, self.robot = environment, load_robot(environment.name)
-        self._original = environment.model()
-        self._plant = BatchedPlant(environment, [self._original])
+        self._plant, self.world = PerturbedPlant(environment, [timeline(environment, world)]), world
         self._seed, self._record, self._episode = seed, record, -1
-        self._set_world(world)
         self.reset()
-
-    def _set_world(self, world: Perturbation) -> None:
-        self._changed, self.world = apply(self._original, world), world
 
     def reset(self) -> None:
         """Start the next episode."""
         self._episode += 1
-        generator = np.random.default_rng([self._seed, self._episode])
-        self._observation = self._plant.reset(states=self.environment.initial_states(generator, 1))[0]
-        self._plant.replace_models({0: self._original})
+        start = self.environment.initial_states(np.random.default_rng([self._seed, self._episode]), 1)
+        noise = noise_generator(self._seed, self.world.name, self._episode)
+        self._observation = self._plant.reset(start, [noise])[0]
         self.steps, self.episode_return, self.ended = 0, 0.0, False
         self._steps: list[tuple[np.ndarray, np.ndarray, float]] = []
-        self._states = [self._plant.states[0]]
+        self._states = [self._plant.plant.states[0]]
 
     def observe(self) -> np.ndarray:
-        """Return the latest observation `(obs_dim,)`."""
+        """Return the latest observation `(obs_dim,)`, as the controller sees it."""
         return self._observation
 
     def step(self, action: np.ndarray) -> None:
         """Hold `action` `(act_dim,)` for one control period."""
-        if self.steps == self.world.at_step:
-            self._plant.replace_models({0: self._changed})
         before = self._observation
         observations, rewards, terminated = self._plant.step(action[None])
         reward = float(np.float32(rewards[0]))  # as a report holds it, so that the sums agree
@@ -106,16 +102,19 @@ class MujocoPlant:
         self.episode_return += reward
         if self._record is not None:
             self._steps.append((before, action, reward))
-            self._states.append(self._plant.states[0])
+            self._states.append(self._plant.plant.states[0])
 
     def perturb(self, place: str) -> None:
         """Change to the world SUITE:NAME at once, for this episode and the next; none goes back to the original one.
 
+        Where the world has a schedule, that begins now. In the next episode it begins with the episode.
+
         Raises:
             UserError: there is no such world, or a pattern of it matches nothing; the world stays as it is.
         """
-        self._set_world(find_world(place, at_step=0))
-        self._plant.replace_models({0: self._changed})
+        world = find_world(place, 0, self.environment)
+        self._plant.change([timeline(self.environment, world)])
+        self.world = world
 
     def status(self) -> dict[str, object]:
         """Return steps, return and world."""

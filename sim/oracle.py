@@ -14,6 +14,39 @@ MIN_CHANGE = 1.0
 """Predicted changes smaller than this many predicted standard deviations divide nothing: their scaling is nominal."""
 
 
+class ActuatorOracle:
+    """A context estimator that looks: it reads the gain of every actuator off the true simulator.
+
+    Args:
+        plant: the robots that the controller drives, one a lane.
+        bundle: gives nominal gains and the range that the policy was trained on.
+    """
+
+    needs_action = False
+
+    def __init__(self, plant: BatchedPlant, bundle: Bundle) -> None:
+        context = bundle.manifest.context
+        assert context is not None
+        self.plant, self.original = plant, plant.environment.model().actuator_gainprm[:, 0]
+        self.low, self.high, self.nominal = (np.asarray(v) for v in (context.low, context.high, context.nominal))
+
+    def reset(self) -> None:
+        """Nothing is remembered, so nothing is forgotten."""
+
+    def update(self, obs: np.ndarray, action: np.ndarray, next_obs: np.ndarray, valid: Any = None) -> None:
+        """Nothing is learned from a transition."""
+
+    def context(self, obs: np.ndarray, action: np.ndarray | None) -> np.ndarray:
+        """Return the true gains `(n, act_dim)`, within the range of the context."""
+        gains = np.array([model.actuator_gainprm[:, 0] for model in self.plant.models]) / self.original
+        return np.clip(self.nominal * gains, self.low, self.high)
+
+    def health(self) -> Health:
+        """Return full confidence: nothing is estimated."""
+        lanes = len(self.plant)
+        return Health(np.zeros(lanes), np.ones(lanes), np.zeros(lanes, bool))
+
+
 class OracleEstimator:
     """A context estimator that looks: it steps the true simulator once under the candidate action.
 
@@ -21,6 +54,8 @@ class OracleEstimator:
     the range that the policy was trained on. Passing the true change as context is how Ball et al. 2021 bound what
     inference can reach. Where the bundle infers one scaling for all dimensions, it is the one that fits this step best,
     by least squares in predicted standard deviations.
+
+    It looks at the true state, and at the candidate action as if that acted at once: noise and delays scale nothing.
 
     Args:
         plant: the robots that the controller drives, one a lane; their states and models are read at every step.
@@ -46,8 +81,9 @@ class OracleEstimator:
     def context(self, obs: np.ndarray, action: np.ndarray | None) -> np.ndarray:
         """Return the true scaling `(n, obs_dim)` for the candidate actions `(n, act_dim)` at the plant's states."""
         assert action is not None, "the oracle needs the action about to be taken"
-        predicted, std = self.predict_change(obs, action)
-        true = self.plant.peek(action) - self.plant.observe()
+        present = self.plant.observe()
+        predicted, std = self.predict_change(present, action)
+        true = self.plant.peek(action) - present
         large = np.abs(predicted) > MIN_CHANGE * std
         if self.shared:
             weight = large / np.square(np.where(large, std, 1.0))
@@ -63,3 +99,10 @@ class OracleEstimator:
         """Return full confidence: nothing is estimated."""
         lanes = len(self.plant)
         return Health(np.zeros(lanes), np.ones(lanes), np.zeros(lanes, bool))
+
+
+def make_oracle(plant: BatchedPlant, bundle: Bundle) -> OracleEstimator | ActuatorOracle:
+    """Return the oracle of the kind of context that the bundle's policy reads."""
+    context = bundle.manifest.context
+    assert context is not None
+    return ActuatorOracle(plant, bundle) if context.kind == "actuator_gain" else OracleEstimator(plant, bundle)

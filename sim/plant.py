@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,14 +28,21 @@ class BatchedPlant:
     def __init__(self, environment: Environment, models: Sequence[mujoco.MjModel], threads: int = 1) -> None:
         self.environment = environment
         self.models = list(models)
-        n, steps, model = len(self.models), environment.frame_skip, self.models[0]
+        n, model = len(self.models), self.models[0]
+        # MuJoCo's sensors are those of the state before a physics step, so one step more tells those of the last state.
+        steps = environment.frame_skip + environment.reads_sensors
         self._data = [mujoco.MjData(model) for _ in range(threads)]
         self._pool = mujoco.rollout.Rollout(nthread=threads if threads > 1 else 0)
         self._states = np.zeros((n, mujoco.mj_stateSize(model, FULL_PHYSICS)))
         # With skip_checks nothing is tiled or converted: every array has its full shape, C order and float64.
         self._controls = np.zeros((n, steps, model.nu))
+        self._control_spec = int(mujoco.mjtState.mjSTATE_CTRL)
+        self._forces = np.zeros((n, 6 * model.nbody))
         self._trajectory = np.zeros((n, steps, self._states.shape[1]))
         self._sensors = np.zeros((n, steps, model.nsensordata))
+        self._readings = np.zeros((n, model.nsensordata))
+        stages = np.repeat(model.sensor_needstage, model.sensor_dim)
+        self._acceleration = stages == mujoco.mjtStage.mjSTAGE_ACC
 
     def __len__(self) -> int:
         return len(self.models)
@@ -52,11 +60,11 @@ class BatchedPlant:
 
     @states.setter
     def states(self, states: np.ndarray) -> None:
-        self._states[:] = states
+        self.restart(np.arange(len(self)), states)
 
     def observe(self) -> np.ndarray:
         """Return the observations `(n, obs_dim)` of the present states."""
-        return self.environment.observe(self._states)
+        return self.environment.observe(self._states, self._readings)
 
     def reset(self, generator: np.random.Generator | None = None, states: np.ndarray | None = None) -> np.ndarray:
         """Start every robot anew.
@@ -75,8 +83,22 @@ class BatchedPlant:
             raise ValueError("give either a generator or states")
         if generator is not None:
             states = self.environment.initial_states(generator, len(self))
-        self._states[:] = states
-        return self.observe()
+        return self.restart(np.arange(len(self)), np.asarray(states))
+
+    def restart(self, lanes: np.ndarray, states: np.ndarray) -> np.ndarray:
+        """Put some robots into other states and leave the others as they are.
+
+        Args:
+            lanes: `(m,)`, which.
+            states: `(m, nstate)`.
+
+        Returns:
+            Their observations `(m, obs_dim)`.
+        """
+        self._states[lanes] = states
+        if self.environment.reads_sensors:
+            self._readings[lanes] = self._sensors_at_rest(lanes)
+        return self.environment.observe(self._states[lanes], self._readings[lanes])
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Hold the actions for one control period.
@@ -88,37 +110,71 @@ class BatchedPlant:
             Observations `(n, obs_dim)`, rewards `(n,)` and terminated `(n,)` bool. A robot whose physics diverged,
             which MuJoCo answers by resetting it, gets zero reward and terminated.
         """
-        self._controls[:] = np.asarray(actions)[:, None]
+        self._controls[..., : self.models[0].nu] = np.asarray(actions)[:, None]
         with quiet_mujoco():
             self._pool.rollout(
                 self.models,
                 self._data,
                 self._states,
                 self._controls,
-                nstep=self.environment.frame_skip,
+                control_spec=self._control_spec,
+                nstep=self._trajectory.shape[1],
                 skip_checks=True,
                 state=self._trajectory,
                 sensordata=self._sensors,
             )
-        before, self._states = self._states, self._trajectory[:, -1].copy()
+        last = self.environment.frame_skip - 1
+        before, self._states = self._states, self._trajectory[:, last].copy()
+        if self.environment.reads_sensors:
+            # As in dm_control: accelerations and forces are those under which the last physics step was made.
+            self._readings = np.where(self._acceleration, self._sensors[:, last], self._sensors[:, last + 1])
         elapsed = self._states[:, 0] - before[:, 0]
         diverged = ~(elapsed > 0.5 * self.environment.control_dt)
         observations = self.observe()
-        rewards = self.environment.reward(before, actions, self._states)
+        rewards = self.environment.reward(before, actions, self._states, self._readings)
         rewards[diverged] = 0.0
         return observations, rewards, self.environment.terminated(observations) | diverged
 
     def peek(self, actions: np.ndarray) -> np.ndarray:
         """Return the observations `(n, obs_dim)` that the actions would lead to, and leave every robot where it is."""
-        present = self._states
+        present = self._states, self._readings
         observations, _, _ = self.step(actions)
-        self._states = present
+        self._states, self._readings = present
         return observations
+
+    def _sensors_at_rest(self, lanes: np.ndarray) -> np.ndarray:
+        """Return what sensors read in states that no step has led to: as dm_control's at a reset, with motors off."""
+        models = [copy.copy(self.models[lane]) for lane in lanes]
+        for model in models:
+            model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_ACTUATION
+        with quiet_mujoco():
+            _, sensors = self._pool.rollout(
+                models, self._data, self._states[lanes], self._controls[lanes, :1], control_spec=self._control_spec
+            )
+        return sensors[:, 0]
 
     def replace_models(self, models: Mapping[int, mujoco.MjModel]) -> None:
         """Change the dynamics of some robots, by index, and leave their states as they are."""
         for index, model in models.items():
             self.models[index] = model
+
+    def push(self, forces: Mapping[int, np.ndarray]) -> None:
+        """Let constant external forces act on some robots, by index, from now on.
+
+        Args:
+            forces: `(nbody, 6)` each: force in N and torque in N m on each body, along the world's axes, at its centre
+                of mass. Zeros take earlier ones away.
+        """
+        for index, force in forces.items():
+            self._forces[index] = force.ravel()
+        controls = [self._controls[..., : self.models[0].nu]]
+        self._control_spec = int(mujoco.mjtState.mjSTATE_CTRL)
+        # MuJoCo is told of forces only where there are any: to hand zeros over costs time.
+        if self._forces.any():
+            self._control_spec |= int(mujoco.mjtState.mjSTATE_XFRC_APPLIED)
+            shape = (*self._controls.shape[:2], self._forces.shape[1])
+            controls.append(np.broadcast_to(self._forces[:, None], shape))
+        self._controls = np.concatenate(controls, -1)
 
     def close(self) -> None:
         """Stop the threads; the plant cannot step after that."""

@@ -41,6 +41,10 @@ ROBOTS = {
     "halfcheetah": "runs in a plane on a back and a front leg, each with a thigh, a shin and a foot",
     "hopper": "hops in a plane on one leg",
     "walker2d": "walks in a plane on two legs",
+    "ant": "walks in space on four legs, each with a hip and an ankle",
+    "cheetah-run": "runs in a plane on a back and a front leg, each with a thigh, a shin and a foot",
+    "walker-walk": "walks in a plane on two legs, each with a thigh, a leg and a foot",
+    "quadruped-walk": "walks in space on four legs, and feels forces at its toes",
 }
 
 
@@ -220,7 +224,7 @@ def _robot_view(section: Section, details: Mapping[str, Any]) -> dict[str, Any]:
     report = section.columns[0].reports[0]
     environment = make_environment(report["env"])
     return {
-        "name": environment.gym_id,
+        "name": environment.task_id,
         "about": ROBOTS.get(environment.name),
         "observations": environment.obs_dim,
         "motors": environment.action_names,

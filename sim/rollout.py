@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from mujoco import MjModel
 
-from adapters.errors import UserError
 from sim.environments import Environment
-from sim.perturb import Perturbation, apply
+from sim.perturb import Perturbation, require_in_time
+from sim.perturbed_plant import PerturbedPlant
 from sim.plant import BatchedPlant
+from sim.sensing import noise_generator
+from sim.worlds import timeline
 
 
 class LoopCommand(Protocol):
@@ -76,15 +77,17 @@ def run_episodes(
 ) -> EpisodeResult:
     """Run all episodes of all cells in one batch, one lane each.
 
-    An episode's start depends on `seed` and its number alone, so that cells and controllers are compared in pairs.
+    An episode's start depends on `seed` and its number alone, and its noise on these and the world's name, so that
+    cells and controllers are compared in pairs. The controller sees what the world's sensors show it; rewards and ends
+    are those of the true states.
 
     Args:
         environment: the task.
         perturbations: one changed world for each cell.
-        controller_factory: makes the controller for a plant of `cells * episodes` lanes, the episodes of a cell side
-            by side.
+        controller_factory: makes the controller for `cells * episodes` lanes, the episodes of a cell side by side; it
+            is given the physics, for those that peek.
         episodes: episodes in each cell.
-        seed: seed of the starts.
+        seed: seed of the starts and of noise.
         steps: control steps in an episode, where it does not end before.
         threads: threads that step the physics.
         progress: called after every control step with the number of lanes stepped.
@@ -93,25 +96,27 @@ def run_episodes(
         Rewards, lengths, falls and the context over time.
 
     Raises:
-        UserError: a world changes after the episode's end, or a pattern matches nothing.
+        UserError: a world changes after the episode's end, a pattern matches nothing, or a limb cannot be scaled.
         RuntimeError: the controller caught an exception; on a robot it would hold, here it is a defect to see.
     """
-    models, changes = _worlds(environment, perturbations, episodes, steps)
-    lanes = len(models)
+    for perturbation in perturbations:
+        require_in_time(perturbation, steps)
+    timelines = [timeline(environment, perturbation) for perturbation in perturbations]
+    noise = [noise_generator(seed, world.name, episode) for world in perturbations for episode in range(episodes)]
+    lanes = len(noise)
     rewards = np.zeros((steps, lanes), np.float32)
     contexts: np.ndarray | None = None
     alive = np.ones(lanes, bool)
     lengths = np.zeros(lanes, int)
-    with BatchedPlant(environment, models, threads) as plant:
-        observations = plant.reset(states=np.tile(_starts(environment, seed, episodes), (len(perturbations), 1)))
-        controller = controller_factory(plant)
+    with PerturbedPlant(environment, [worlds for worlds in timelines for _ in range(episodes)], threads) as robots:
+        observations = robots.reset(np.tile(_starts(environment, seed, episodes), (len(perturbations), 1)), noise)
+        controller = controller_factory(robots.plant)
         controller.reset()
         for step in range(steps):
-            plant.replace_models(changes.get(step, {}))
             command = controller.step(step * environment.control_dt, observations)
             if command.error:
                 raise RuntimeError(f"the controller failed at step {step}: {command.error}")
-            observations, reward, terminated = plant.step(command.action)
+            observations, reward, terminated = robots.step(command.action)
             rewards[step, alive] = reward[alive]
             lengths += alive
             if command.context is not None:
@@ -131,28 +136,6 @@ def run_episodes(
         falls=~alive.reshape(cells, episodes),
         context=None if contexts is None else contexts.swapaxes(0, 1).reshape(cells, episodes, steps, -1),
     )
-
-
-def _worlds(
-    environment: Environment, perturbations: Sequence[Perturbation], episodes: int, steps: int
-) -> tuple[list[MjModel], dict[int, dict[int, MjModel]]]:
-    """Return the model that each lane starts with, and those that lanes change to: step -> lane -> model."""
-    original = environment.model()
-    models: list[MjModel] = []
-    changes: dict[int, dict[int, MjModel]] = {}
-    for perturbation in perturbations:
-        if perturbation.at_step >= steps:
-            raise UserError(
-                f"{perturbation.where}: at_step {perturbation.at_step} is past the episode's {steps} steps; "
-                f"run at least {perturbation.at_step + 1} steps."
-            )
-        changed = apply(original, perturbation)
-        if perturbation.at_step:
-            lanes = range(len(models), len(models) + episodes)
-            changes.setdefault(perturbation.at_step, {}).update(dict.fromkeys(lanes, changed))
-            changed = original
-        models += [changed] * episodes
-    return models, changes
 
 
 def _starts(environment: Environment, seed: int, episodes: int) -> np.ndarray:

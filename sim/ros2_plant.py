@@ -19,8 +19,8 @@ def make_plant(node: Any) -> MujocoPlant:
     declare(node, "seed", 0, "seed of the starts")
     declare(node, "record", "", "npz file for the last episode, empty for none")
     place, at_step, record = (node.get_parameter(name).value for name in ("perturbation", "at_step", "record"))
-    world = find_world(place, at_step if at_step >= 0 else None)
     environment = make_environment(node.get_parameter("env").value)
+    world = find_world(place, at_step if at_step >= 0 else None, environment)
     return MujocoPlant(environment, world, node.get_parameter("seed").value, Path(record) if record else None)
 
 

@@ -17,10 +17,12 @@ import sim.stack
 from adapters.command import command
 from adapters.errors import UserError
 from adapters.progress import progress_bar
+from adapters.robots.dm_control_robot import DmControlRobot
 from adapters.robots.gymnasium_robot import GymnasiumRobot
+from adapters.robots.simulated_robot import SimulatedRobot
 from deploy.bundle import Bundle
 from deploy.controller import Controller, State
-from sim.environments import make_environment, quiet_mujoco
+from sim.environments import GymnasiumTask, make_environment, quiet_mujoco
 
 # Hydra would take these for config groups, because folders of those names lie in configs/.
 ALIASES = {"robot=": "driver=", "env=": "gym_id="}
@@ -53,6 +55,7 @@ class RunConfig(BaseModel):
 
 
 STEPS = 1_000
+DM_CONTROL = "dm_control/"
 # Settings that some robots alone know, and what they are for these robots when they are not given.
 KNOWN_TO: dict[str, tuple[str, ...]] = {
     "gym_id": ("gymnasium",),
@@ -83,16 +86,24 @@ def check_known(settings: RunConfig) -> None:
 drive = functools.partial(deploy.loop.drive, settle=False)
 
 
-def connect(bundle: Bundle, config: RunConfig) -> GymnasiumRobot:
+def connect(bundle: Bundle, config: RunConfig) -> SimulatedRobot:
     """Return the environment that is to be driven.
 
     Raises:
         UserError: it is not there, or the bundle was made for another robot.
     """
     expected = bundle.manifest.robot
-    env_id = config.gym_id or make_environment(bundle.manifest.env).gym_id
+    environment = make_environment(bundle.manifest.env)
+    env_id = config.gym_id or environment.task_id
+    robot: SimulatedRobot
     with quiet_mujoco():
-        robot = GymnasiumRobot(env_id, expected.control_dt, config.seed)
+        if env_id.startswith(DM_CONTROL):
+            robot = DmControlRobot(env_id.removeprefix(DM_CONTROL), expected.control_dt, config.seed)
+        else:
+            options: dict[str, Any] = {}
+            if isinstance(environment, GymnasiumTask) and env_id == environment.task_id:
+                options = environment.config.gym_options
+            robot = GymnasiumRobot(env_id, expected.control_dt, config.seed, **options)
     for what, found, wanted in (
         ("observations", robot.obs_dim, expected.obs_dim),
         ("commands", robot.act_dim, expected.act_dim),
@@ -107,7 +118,7 @@ def connect(bundle: Bundle, config: RunConfig) -> GymnasiumRobot:
 
 
 def run_in_process(settings: RunConfig) -> None:
-    """Drive an environment of gymnasium and print what happened."""
+    """Drive an environment of gymnasium or dm_control and print what happened."""
     steps = settings.steps or STEPS
     bundle = Bundle.load(settings.bundle, settings.public_key)
     controller = Controller(bundle, context=settings.context, soft_start=settings.soft_start)

@@ -22,6 +22,7 @@ from adapters.progress import progress_bar
 from deploy.bundle import Bundle
 from sim.environments import make_environment
 from sim.mujoco_plant import find_world
+from sim.perturb import require_in_time
 from sim.supervisor import POLL, Supervisor, interruptible
 
 # Each process in the order of its start, its module, and what it says when it is ready. The robot comes last: it begins
@@ -140,8 +141,8 @@ def _parameters(settings: StackSettings, record: Path, bag: Path) -> dict[str, d
     if (settings.suite is None) != (settings.world is None):
         raise UserError("perturbations=SUITE and world=NAME go together; give both or neither.")
     place = "none" if settings.suite is None else f"{settings.suite}:{settings.world}"
-    find_world(place)
-    make_environment(bundle.manifest.env)
+    world = find_world(place, settings.at_step, make_environment(bundle.manifest.env))
+    require_in_time(world, settings.steps)
     return {
         "policy": {
             "bundle": str(settings.bundle),

@@ -22,7 +22,7 @@ from deploy.bundle import Bundle, attach_validation
 from deploy.controller import Controller
 from deploy.signature import read_signing_key
 from sim.environments import Environment, make_environment
-from sim.oracle import OracleEstimator
+from sim.oracle import make_oracle
 from sim.perturb import Perturbation, load_suite
 from sim.plant import BatchedPlant
 from sim.rollout import EpisodeResult, run_episodes
@@ -53,7 +53,7 @@ def validate(
         bundle_path: the bundle's folder.
         suites: names of shipped suites, or YAML files.
         episodes: episodes in each world; their starts are the same for every world and context.
-        seed: seed of the starts.
+        seed: seed of the starts and of noise.
         steps: control steps in an episode.
         contexts: any of nominal, inferred and oracle; a bundle without a context has nominal alone.
         threads: threads that step the physics.
@@ -70,7 +70,7 @@ def validate(
     bundle = Bundle.load(bundle_path)
     environment = _environment_of(bundle)
     chosen = _contexts_of(bundle, contexts)
-    worlds = [(Path(suite).stem, world) for suite in suites for world in load_suite(suite)]
+    worlds = [(Path(suite).stem, world) for suite in suites for world in load_suite(suite, environment)]
     total = len(chosen) * len(worlds) * episodes * steps
     done = 0
 
@@ -137,7 +137,7 @@ def _contexts_of(bundle: Bundle, contexts: Sequence[str]) -> list[Context]:
 def make_controller(bundle: Bundle, context: Context, plant: BatchedPlant) -> Controller:
     """Return the robot's own controller, one lane for each robot of the plant."""
     if context == "oracle":
-        return Controller(bundle, estimator=OracleEstimator(plant, bundle), batch=(len(plant),))
+        return Controller(bundle, estimator=make_oracle(plant, bundle), batch=(len(plant),))
     return Controller(bundle, context=context, batch=(len(plant),))
 
 
@@ -155,11 +155,13 @@ def _cell(suite: str, world: Perturbation, context: str, result: EpisodeResult, 
         "length_mean": float(result.lengths[index].mean()),
         "falls": int(result.falls[index].sum()),
     }
-    if world.at_step:
-        cell["return_after_change"] = float(result.rewards[index, :, world.at_step :].sum(-1).mean())
+    if world.change_steps:
+        # What a second change does is another matter.
+        change, end = [*world.change_steps, result.rewards.shape[-1]][:2]
+        cell["return_after_change"] = float(result.rewards[index, :, change:end].sum(-1).mean())
         if context == "inferred" and result.context is not None:
-            whole = result.context[index][~result.falls[index]]
-            cell["steps_to_90_percent"] = steps_to_90_percent(whole.mean(0), world.at_step) if len(whole) else None
+            whole = result.context[index][~result.falls[index], :end]
+            cell["steps_to_90_percent"] = steps_to_90_percent(whole.mean(0), change) if len(whole) else None
     return cell
 
 

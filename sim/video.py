@@ -96,6 +96,8 @@ class _Camera:
         self._model.geom_size[self._model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE, :2] = 0.0
         self._model.mat_texuniform[:], self._model.mat_texrepeat[:] = True, 1.0
         self._data = mujoco.MjData(self._model)
+        follows = self._model.cam_mode == mujoco.mjtCamLight.mjCAMLIGHT_TRACKCOM
+        self._camera = int(np.flatnonzero(follows)[0])
         self._renderer = mujoco.Renderer(self._model, HEIGHT, WIDTH)
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
             self._renderer.scene.flags[flag] = False
@@ -104,7 +106,7 @@ class _Camera:
         """Return the picture `(HEIGHT, WIDTH, 3)` of a physics state `(nstate,)`."""
         mujoco.mj_setState(self._model, self._data, state, FULL_PHYSICS)
         mujoco.mj_forward(self._model, self._data)
-        self._renderer.update_scene(self._data, camera="track")
+        self._renderer.update_scene(self._data, camera=self._camera)
         return self._renderer.render()
 
     def close(self) -> None:

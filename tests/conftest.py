@@ -6,9 +6,14 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
+import absl.logging
 import pytest
 
 import surefoot
+
+# dm_control logs through absl, whose handler would keep pytest's stand-in for the terminal, and close it when Hydra
+# clears all handlers.
+absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 
 class Done(NamedTuple):

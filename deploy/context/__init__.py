@@ -1,8 +1,9 @@
 """Context estimators: what the robot's own motion says about how its dynamics have changed.
 
 Every estimator compares the observed change of state with the change that the world model predicts for the original
-environment, and returns z, one scaling per observation dimension, 1 where nothing has changed (Ball et al. 2021,
-"Augmented World Models", section 4.3). The cost of a step is constant, whatever the episode's length.
+environment, and returns the context that the policy reads, nominal where nothing has changed (Ball et al. 2021,
+"Augmented World Models", section 4.3). There are two kinds of context: one scaling of the change for each observation
+dimension, and one gain for each actuator. The cost of a step is constant, whatever the episode's length.
 
 All state has the leading shape `batch`: `()` is one robot, `(n,)` is n robots side by side, as validation runs them.
 Shapes in the docstrings leave that prefix out.
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from adapters.errors import UserError
+from deploy.context.actuator_gain import ActuatorGainEstimator, ActuatorGainSettings
 from deploy.context.change import ChangeSettings
 from deploy.context.estimator import ContextEstimator, Health, PredictChange
 from deploy.context.linear_forward import LinearForwardEstimator, LinearForwardSettings
@@ -24,7 +26,11 @@ from deploy.context.scale import ScaleEstimator, ScaleSettings
 
 __all__ = ["ESTIMATORS", "ContextEstimator", "Health", "PredictChange", "estimator_settings", "make_estimator"]
 
-ESTIMATORS = ("linear_forward", "scale", "affine", "shared_scale")
+# The kind of context that each estimator gives, as a bundle names it.
+ESTIMATORS = dict.fromkeys(("linear_forward", "scale", "affine", "shared_scale"), "delta_scale")
+ESTIMATORS["actuator_gain"] = "actuator_gain"
+
+Settings = ScaleSettings | LinearForwardSettings | ActuatorGainSettings
 
 
 def make_estimator(
@@ -47,11 +53,13 @@ def make_estimator(
     chosen = estimator_settings(name, settings)
     if isinstance(chosen, LinearForwardSettings):
         return LinearForwardEstimator(predict_change, low, high, nominal, act_dim, chosen, batch)
+    if isinstance(chosen, ActuatorGainSettings):
+        return ActuatorGainEstimator(predict_change, low, high, nominal, chosen, batch)
     form = {"affine": name == "affine", "shared": name == "shared_scale"}
     return ScaleEstimator(predict_change, low, high, nominal, chosen, batch, **form)
 
 
-def estimator_settings(name: str, given: Mapping[str, Any] | None = None) -> ScaleSettings | LinearForwardSettings:
+def estimator_settings(name: str, given: Mapping[str, Any] | None = None) -> Settings:
     """Return an estimator's settings, its defaults where nothing is given.
 
     Raises:
@@ -59,8 +67,25 @@ def estimator_settings(name: str, given: Mapping[str, Any] | None = None) -> Sca
     """
     if name not in ESTIMATORS:
         raise UserError(f"there is no context estimator '{name}'; choose one of {', '.join(ESTIMATORS)}.")
-    kind = LinearForwardSettings if name == "linear_forward" else ScaleSettings
-    return _settings(kind, given, name)
+    kinds = {"linear_forward": LinearForwardSettings, "actuator_gain": ActuatorGainSettings}
+    return _settings(kinds.get(name, ScaleSettings), given, name)
+
+
+def complete_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all settings of an estimator, so that a later default does not change what a bundle does."""
+    return dataclasses.asdict(estimator_settings(name, given))
+
+
+def require_estimator(name: str, kind: str, given: Mapping[str, Any]) -> None:
+    """Refuse an estimator that is not there, gives another kind of context, or has no such settings.
+
+    Raises:
+        UserError: it is so.
+    """
+    estimator_settings(name, given)
+    if ESTIMATORS[name] != kind:
+        fit = ", ".join(other for other, of in ESTIMATORS.items() if of == kind)
+        raise UserError(f"the estimator '{name}' gives no context of the kind {kind}; choose one of {fit}.")
 
 
 def _settings(kind: Any, given: Mapping[str, Any] | None, estimator: str) -> Any:

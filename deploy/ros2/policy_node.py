@@ -199,7 +199,8 @@ class PolicyNode(LifecycleNode):
         if command.sendable and not self._dry_run:
             self._commands.publish(command_message(command.action, time.time_ns()))
         if command.context is not None:
-            self._contexts.publish(context_message(self._configured().robot.observation_names, command.context))
+            names = self._configured().bundle.manifest.context_names
+            self._contexts.publish(context_message(names, command.context))
         if self._configured().state != self._reported:
             self._report()
 

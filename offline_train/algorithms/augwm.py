@@ -24,8 +24,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from deploy.context import estimator_settings
+from deploy.context import complete_settings, require_estimator
+from deploy.spec import ContextSpec, RobotDescription
 from offline_train.algorithms.mopo import Mopo, MopoConfig
+from offline_train.models.rollout import Change
 from offline_train.replay import Batch
 
 Draw = Literal["uniform", "nested"]
@@ -50,8 +52,20 @@ class AugWmConfig(MopoConfig):
             raise ValueError(f"z_low={self.z_low} and z_high={self.z_high} must enclose 1, the unchanged dynamics")
         if not self.z_low <= self.nominal <= self.z_high:
             raise ValueError(f"nominal={self.nominal} must lie between z_low={self.z_low} and z_high={self.z_high}")
-        estimator_settings(self.estimator, self.estimator_settings)
+        require_estimator(self.estimator, "delta_scale", self.estimator_settings)
         return self
+
+    def context_spec(self, robot: RobotDescription) -> ContextSpec:
+        """One scaling for each observation dimension."""
+        return ContextSpec(
+            kind="delta_scale",
+            dim=robot.obs_dim,
+            nominal=(self.nominal,) * robot.obs_dim,
+            low=(self.z_low,) * robot.obs_dim,
+            high=(self.z_high,) * robot.obs_dim,
+            estimator=self.estimator,
+            settings=complete_settings(self.estimator, self.estimator_settings),
+        )
 
 
 def draw_scaling(
@@ -82,6 +96,7 @@ class AugWm(Mopo):
     """MOPO whose learner sees scaled transitions and their scaling; takes what `Mopo` takes."""
 
     config: AugWmConfig
+    change = Change(motion=torch.lerp)
 
     @property
     def context_dim(self) -> int:
@@ -99,15 +114,15 @@ class AugWm(Mopo):
             rows, self.obs_dim, config.z_low, config.z_high, config.draw, self.generator, shared=config.shared
         )
 
-    def _rollout_scaling(self, rows: int) -> Tensor | None:
+    def _rollout_context(self, rows: int) -> Tensor | None:
         share = self.config.scaled_rollouts
         if share == 0.0:
             return None
         scaled = torch.rand(rows, 1, generator=self.generator, device=self.generator.device) < share
         return torch.where(scaled, self._draw(rows), 1.0)
 
-    def _policy_input(self, obs: Tensor, scaling: Tensor | None) -> Tensor:
-        return torch.cat([obs, torch.ones_like(obs) if scaling is None else scaling], -1)
+    def _policy_input(self, obs: Tensor, context: Tensor | None) -> Tensor:
+        return torch.cat([obs, torch.ones_like(obs) if context is None else context], -1)
 
     def _learning_batch(self, batch: Batch) -> Batch:
         return amplitude_scaling(batch, self._draw(len(batch.obs)))

@@ -14,10 +14,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
+from deploy.spec import ContextSpec, RobotDescription
 from offline_train.algorithms.sac import Sac, SacConfig
 from offline_train.models.ensemble import DynamicsEnsemble, TerminationRule
 from offline_train.models.penalties import PENALTIES
-from offline_train.models.rollout import rollout
+from offline_train.models.rollout import UNCHANGED, rollout
 from offline_train.replay import Batch, ModelReplay, draw
 
 
@@ -38,6 +39,10 @@ class MopoConfig(BaseModel):
     penalty_weight: float = Field(default=0.5, ge=0, description="lambda")
     sac: SacConfig = SacConfig()
 
+    def context_spec(self, robot: RobotDescription) -> ContextSpec | None:
+        """What the policy reads beside the observation, None where that is all."""
+        return None
+
     @field_validator("penalty")
     @classmethod
     def _known_penalty(cls, name: str) -> str:
@@ -49,13 +54,20 @@ class MopoConfig(BaseModel):
 class Mopo:
     """The learner with its model rollouts; one call of `train_epoch` is one generation of rollouts and its updates.
 
+    What AugWM adds goes into the methods with an underscore, which do nothing here.
+
     Args:
         config: settings.
         real: packed real transitions `(rows, 2 obs_dim + act_dim + 2)`.
         model: the fitted world model.
         terminated: the environment's rule on next observations.
         seed: of everything that is random here.
+
+    Attributes:
+        change: what a rollout's context does to the world model.
     """
+
+    change = UNCHANGED
 
     def __init__(
         self, config: MopoConfig, real: Tensor, model: DynamicsEnsemble, terminated: TerminationRule, seed: int
@@ -64,7 +76,8 @@ class Mopo:
         self.obs_dim, self.act_dim = model.obs_dim, model.act_dim
         self.generator = torch.Generator(real.device).manual_seed(seed)
         capacity = config.retain_epochs * config.rollout_starts * config.horizon
-        self.replay = ModelReplay(real, capacity, self.obs_dim, self.act_dim, config.real_fraction)
+        kept = self._kept(Batch.unpack(real, self.obs_dim, self.act_dim), None)
+        self.replay = ModelReplay(kept.pack(), capacity, kept.obs.shape[1], self.act_dim, config.real_fraction)
         self.sac = Sac(*self._input_scale(), self.act_dim, config.sac, self.generator).to(real.device)
         self.updates = 0
 
@@ -82,13 +95,17 @@ class Mopo:
         """Mean and standard deviation of what the policy reads."""
         return self.model.input_mean[: self.obs_dim], self.model.input_std[: self.obs_dim]
 
-    def _rollout_scaling(self, rows: int) -> Tensor | None:
-        """How the model's change of state is scaled in each of `rows` rollouts; None leaves it as it is."""
+    def _rollout_context(self, rows: int) -> Tensor | None:
+        """The context of each of `rows` rollouts; None where all are made in the original world."""
         return None
 
-    def _policy_input(self, obs: Tensor, scaling: Tensor | None) -> Tensor:
-        """What the policy reads in a model rollout at observations `(batch, obs_dim)` under a scaling."""
+    def _policy_input(self, obs: Tensor, context: Tensor | None) -> Tensor:
+        """What the policy reads in a model rollout at observations `(batch, obs_dim)` under a context."""
         return obs
+
+    def _kept(self, batch: Batch, context: Tensor | None) -> Batch:
+        """What the replay keeps of transitions that were made under a context, None for the original world."""
+        return batch
 
     def _learning_batch(self, batch: Batch) -> Batch:
         """What the learner sees of a batch from the replay."""
@@ -99,18 +116,19 @@ class Mopo:
         config = self.config
         starts = draw(self.replay.real, len(self.replay.real), config.rollout_starts, self.generator)
         rewards = []
-        for transitions in rollout(
+        for transitions, context in rollout(
             self.model,
             starts[:, : self.obs_dim],
-            lambda obs, scaling: self.sac.explore(self._policy_input(obs, scaling)),
+            lambda obs, context: self.sac.explore(self._policy_input(obs, context)),
             self.generator,
             horizon=config.horizon,
             penalty=config.penalty,
             penalty_weight=config.penalty_weight,
             terminated=self.terminated,
-            scaling=self._rollout_scaling(config.rollout_starts),
+            context=self._rollout_context(config.rollout_starts),
+            change=self.change,
         ):
-            self.replay.add(transitions)
+            self.replay.add(self._kept(transitions, context))
             rewards.append(transitions.reward.mean())
         figures = [self._update() for _ in range(min(config.steps_per_epoch, config.updates - self.updates))]
         self.updates += len(figures)

@@ -1,4 +1,4 @@
-"""Soft actor-critic: the learner that MOPO and AugWM share.
+"""Soft actor-critic: the learner that MOPO and AugWM share, and that sac_online.py trains in the simulator.
 
 Haarnoja et al. 2018, "Soft Actor-Critic Algorithms and Applications" (twin critics, tuned temperature).
 """
@@ -25,8 +25,9 @@ class SacConfig(BaseModel):
     learning_rate: float = Field(default=3e-4, gt=0, description="Adam's step size for actor, critics and temperature")
     discount: float = Field(default=0.99, ge=0, lt=1, description="gamma, the weight of the next step's value")
     target_rate: float = Field(default=5e-3, gt=0, le=1, description="tau, how far target critics move at every update")
-    target_entropy: float = Field(
-        default=-3.0, description="entropy that the temperature is tuned to, in nats (MOPO: -3)"
+    target_entropy: float | None = Field(
+        default=-3.0,
+        description="entropy that the temperature is tuned to, in nats (MOPO: -3); None: minus the action's size",
     )
     average_rate: float = Field(
         default=2e-4, gt=0, le=1, description="how far the averaged actor, the one that acts, moves at every update"
@@ -88,6 +89,7 @@ class Sac(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.generator = config, generator
+        self.target_entropy = -float(act_dim) if config.target_entropy is None else config.target_entropy
         self.register_buffer("obs_mean", obs_mean.clone())
         self.register_buffer("obs_std", obs_std.clone())
         self.register_buffer("updates", torch.zeros(()))
@@ -142,7 +144,7 @@ class Sac(nn.Module):
         self.critics.requires_grad_(False)
         policy_loss = actor_loss(self.critics(obs, proposal.action), proposal.log_prob, alpha)
         self.critics.requires_grad_(True)
-        entropy_loss = temperature_loss(self.log_alpha, proposal.log_prob.detach(), self.config.target_entropy)
+        entropy_loss = temperature_loss(self.log_alpha, proposal.log_prob.detach(), self.target_entropy)
         (policy_loss + entropy_loss).backward()
         self.optimizer.step()
         self._move_targets()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +18,22 @@ CHUNK = 1_000
 HORIZONS = (1, 5, 20, 50)
 
 Policy = Callable[[Tensor, Tensor | None], Tensor]
-"""Observations `(batch, obs_dim)` and the rows' scaling `(batch, obs_dim)` or None to actions `(batch, act_dim)`."""
+"""Observations `(batch, obs_dim)` and contexts `(batch, context_dim)` or None to actions `(batch, act_dim)`."""
+
+
+class Change(NamedTuple):
+    """How a context changes the world model; None where it does not.
+
+    Attributes:
+        command: actions `(batch, act_dim)` and contexts to the actions that the actuators carry out.
+        motion: observations and next observations `(batch, obs_dim)` and contexts to where the robot gets to.
+    """
+
+    command: Callable[[Tensor, Tensor], Tensor] | None = None
+    motion: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+
+
+UNCHANGED = Change()
 
 
 @torch.no_grad()
@@ -31,8 +47,9 @@ def rollout(
     penalty: str,
     penalty_weight: float,
     terminated: TerminationRule,
-    scaling: Tensor | None = None,
-) -> Iterator[Batch]:
+    context: Tensor | None = None,
+    change: Change = UNCHANGED,
+) -> Iterator[tuple[Batch, Tensor | None]]:
     """Branch short rollouts from real states (MOPO, Yu et al. 2020, algorithm 2).
 
     Args:
@@ -44,27 +61,26 @@ def rollout(
         penalty: name of the uncertainty penalty.
         penalty_weight: lambda in `reward - lambda * penalty`.
         terminated: the environment's rule; a rollout that terminates goes no further.
-        scaling: z `(rows, obs_dim)`; where given, every step of a row changes the state z times as much as the model
-            says, so that the rollout visits what such dynamics lead to.
+        context: of each rollout, `(rows, context_dim)`; None where the world is the original one.
+        change: what the context does, so that the rollout visits what such dynamics lead to.
 
     Yields:
-        The transitions of one step of one chunk, with the penalised reward and the model's own, unscaled next state.
+        The transitions of one step of one chunk, with the penalised reward and the model's own next state, and their
+        contexts.
     """
-    scalings = [None] * -(-len(start) // CHUNK) if scaling is None else scaling.split(CHUNK)
-    for obs, z in zip(start.split(CHUNK), scalings, strict=True):
+    contexts = [None] * -(-len(start) // CHUNK) if context is None else context.split(CHUNK)
+    for obs, z in zip(start.split(CHUNK), contexts, strict=True):
         for _ in range(horizon):
             action = policy(obs, z)
-            step = model.step(obs, action, generator, penalty=penalty, terminated=terminated)
+            sent = action if z is None or change.command is None else change.command(action, z)
+            step = model.step(obs, sent, generator, penalty=penalty, terminated=terminated)
             reward = step.reward - penalty_weight * step.penalty
-            batch = Batch(obs, action, reward, step.next_obs, step.terminal)
-            yield batch
-            alive = step.terminal == 0
-            visited = step.next_obs
-            if z is not None:
-                visited = torch.lerp(batch.obs, step.next_obs, z)
+            yield Batch(obs, action, reward, step.next_obs, step.terminal), z
+            alive, visited = step.terminal == 0, step.next_obs
+            if z is not None and change.motion is not None:
+                visited = change.motion(obs, step.next_obs, z)
                 alive &= ~terminated(visited)
-                z = z[alive]
-            obs = visited[alive]
+            obs, z = visited[alive], None if z is None else z[alive]
             if not len(obs):
                 break
 

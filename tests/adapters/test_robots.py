@@ -9,8 +9,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from dm_control import suite
 
 from adapters.errors import UserError
+from adapters.robots.dm_control_robot import DmControlRobot
 from adapters.robots.gymnasium_robot import GymnasiumRobot
 
 
@@ -87,6 +89,52 @@ def test_parity_with_gymnasium() -> None:
         total += float(reward)
     assert robot.episode_return == pytest.approx(total)
     assert (robot.obs_dim, robot.act_dim) == (17, 6)
+
+
+def test_options_reach_the_environment() -> None:
+    plain = GymnasiumRobot("Ant-v5", 0.05, seed=0)
+    bare = GymnasiumRobot("Ant-v5", 0.05, seed=0, include_cfrc_ext_in_observation=False)
+    # 13 positions and 14 velocities, and six contact forces for each of 13 bodies.
+    assert (plain.obs_dim, bare.obs_dim) == (27 + 6 * 13, 27)
+
+
+def test_parity_with_dm_control() -> None:
+    robot = DmControlRobot("quadruped-walk", 0.02, seed=3)
+    env = suite.load("quadruped", "walk", task_kwargs={"random": 3})
+    step, generator, total = env.reset(), np.random.default_rng(0), 0.0
+    for count in range(30):
+        observation = robot.observe()
+        assert observation.time == pytest.approx(0.02 * count) and observation.fresh
+        np.testing.assert_array_equal(observation.values, np.concatenate([*map(np.ravel, step.observation.values())]))
+        action = generator.uniform(-1, 1, 12)
+        robot.command(action)
+        step = env.step(action)
+        total += step.reward
+    assert robot.episode_return == pytest.approx(total)
+    assert (robot.obs_dim, robot.act_dim) == (78, 12)
+    robot.close()
+
+
+def test_dm_controls_episode_ends_after_its_time() -> None:
+    robot, sent = DmControlRobot("cheetah-run", 0.01, seed=0), 0
+    while robot.observe().fresh:
+        robot.command(np.zeros(6))
+        sent += 1
+    # 10 s of 0.01 s each.
+    assert robot.ended and sent == 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "control_dt", "sentence"),
+    [
+        ("walker-fly", 0.025, "dm_control has no task 'walker-fly'; give DOMAIN-TASK"),
+        ("walker", 0.025, "dm_control has no task 'walker'"),
+        ("walker-walk", 0.02, "walker-walk has a control period of 0.025 s, and 0.02 s is asked for"),
+    ],
+)
+def test_task_of_dm_control_that_is_no_such_robot_is_refused(name: str, control_dt: float, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        DmControlRobot(name, control_dt, seed=0)
 
 
 @pytest.mark.parametrize(

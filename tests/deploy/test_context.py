@@ -1,4 +1,4 @@
-"""Every estimator of the context, on linear systems whose true scaling is known."""
+"""Every estimator of a scaling of the change, on linear systems whose true scaling is known."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from adapters.errors import UserError
-from deploy.context import ESTIMATORS, ContextEstimator, PredictChange, make_estimator
+from deploy.context import ESTIMATORS as KINDS
+from deploy.context import ContextEstimator, PredictChange, make_estimator
 
+ESTIMATORS = [name for name, kind in KINDS.items() if kind == "delta_scale"]
 OBS_DIM, ACT_DIM = 3, 2
 LOW, HIGH, NOMINAL = np.full(OBS_DIM, 0.5), np.full(OBS_DIM, 1.5), np.ones(OBS_DIM)
 STD = 0.01

@@ -112,8 +112,8 @@ def test_rollouts_are_nominal_and_stored_as_the_model_gives_them(toy: Toy, monke
     monkeypatch.setattr(agent.sac, "explore", lambda obs: seen.append(obs) or explore(obs))
     agent.train_epoch()
     assert len(seen) == 2 and all((obs[:, 2:] == 1.0).all() for obs in seen)
-    assert agent.replay.model.shape[1] == toy.packed.shape[1]
-    stored = Batch.unpack(agent.replay.model[:100], 2, 2)
+    assert agent.replay.rows.shape[1] == toy.packed.shape[1]
+    stored = Batch.unpack(agent.replay.rows[:100], 2, 2)
     # The toy's changes of state are PUSH = 0.3 of an action at most; a scaled one would reach 0.45.
     assert float((stored.next_obs - stored.obs).abs().max()) < 0.4
 

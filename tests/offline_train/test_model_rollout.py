@@ -13,7 +13,7 @@ from toy import PUSH, Toy
 
 from offline_train.models import rollout as rollout_module
 from offline_train.models.ensemble import DynamicsEnsemble, TerminationRule
-from offline_train.models.rollout import HORIZONS, horizon_error, rollout
+from offline_train.models.rollout import HORIZONS, Change, horizon_error, rollout
 from offline_train.replay import Batch
 from sim.terminations import never
 
@@ -33,7 +33,7 @@ def roll(
     scaling: Tensor | None = None,
     seed: int = 0,
 ) -> Iterator[Batch]:
-    return rollout(
+    steps = rollout(
         model,
         start,
         walk,
@@ -42,8 +42,10 @@ def roll(
         penalty="max_aleatoric",
         penalty_weight=weight,
         terminated=rule,
-        scaling=scaling,
+        context=scaling,
+        change=Change(motion=torch.lerp),
     )
+    return (batch for batch, _ in steps)
 
 
 def starts(rows: int) -> Tensor:
@@ -149,12 +151,14 @@ def test_each_row_keeps_its_own_scaling_where_others_end_and_across_chunks(
             penalty="max_aleatoric",
             penalty_weight=0.0,
             terminated=outside,
-            scaling=z,
+            context=z,
+            change=Change(motion=torch.lerp),
         )
     ]
     for chunk, rows in ((0, z[:50]), (2, z[50:])):
         assert torch.equal(seen[chunk][1], rows)
-        first = steps[chunk]
+        first, contexts = steps[chunk]
+        assert torch.equal(contexts, rows)
         visited = first.obs + rows * (first.next_obs - first.obs)
         # A row goes on where neither the model's next state nor the scaled one ends the episode.
         alive = ~outside(first.next_obs) & ~outside(visited)

@@ -39,7 +39,7 @@ def test_ring_overwrites_the_oldest() -> None:
     assert (ring.size, ring.position) == (3, 3)
     ring.add(rows(3, 4))
     # Rows 0..6 through 5 places: 5 and 6 have taken the places of 0 and 1.
-    assert ring.model[:, 0].tolist() == [5.0, 6.0, 2.0, 3.0, 4.0]
+    assert ring.rows[:, 0].tolist() == [5.0, 6.0, 2.0, 3.0, 4.0]
     assert (ring.size, ring.position) == (5, 2)
 
 
@@ -47,7 +47,7 @@ def test_ring_keeps_the_last_rows_of_more_than_it_holds() -> None:
     ring = replay(4)
     ring.add(rows(0, 3))
     ring.add(rows(3, 9))
-    assert sorted(ring.model[:, 0].tolist()) == [8.0, 9.0, 10.0, 11.0]
+    assert sorted(ring.rows[:, 0].tolist()) == [8.0, 9.0, 10.0, 11.0]
     assert ring.size == 4
 
 
@@ -85,7 +85,7 @@ def test_resumed_replay_draws_and_overwrites_the_same() -> None:
     after.load_state_dict(before.state_dict())
     for ring in (before, after):
         ring.add(rows(3, 4))
-    assert torch.equal(before.model, after.model) and before.position == after.position
+    assert torch.equal(before.rows, after.rows) and before.position == after.position
     samples = [ring.sample(32, torch.Generator().manual_seed(1)).pack() for ring in (before, after)]
     assert torch.equal(*samples)
 
@@ -95,4 +95,4 @@ def test_state_is_a_copy() -> None:
     ring.add(rows(0, 3))
     state = ring.state_dict()
     ring.add(rows(50, 5))
-    assert state["model"][:, 0].tolist() == [0.0, 1.0, 2.0]
+    assert state["rows"][:, 0].tolist() == [0.0, 1.0, 2.0]

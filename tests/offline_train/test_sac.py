@@ -45,7 +45,12 @@ def test_temperature_loss() -> None:
     assert log_alpha.grad is not None and float(log_alpha.grad) == pytest.approx(1.0)
 
 
-def make_sac(**settings: float) -> Sac:
+def test_target_entropy_is_minus_the_actions_size_where_none_is_given() -> None:
+    assert make_sac(target_entropy=None).target_entropy == -2.0
+    assert make_sac(target_entropy=-1.5).target_entropy == -1.5
+
+
+def make_sac(**settings: float | None) -> Sac:
     config = SacConfig(hidden=[16, 16], **settings)  # type: ignore[arg-type]
     return Sac(torch.zeros(3), torch.ones(3), 2, config, torch.Generator().manual_seed(0))
 

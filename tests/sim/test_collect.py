@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -12,32 +13,83 @@ import pytest
 import surefoot
 from adapters.datasets import TransitionDataset, load_dataset
 from adapters.errors import UserError
-from sim.collect import SNAPSHOTS, collect, policy_schedule
+from sim.collect import SNAPSHOTS, collect, policy_schedule, recipe_policies, shipped_environments, shipped_policies
 from sim.environments import make_environment
 from sim.plant import BatchedPlant
 
 
 @pytest.mark.parametrize(
-    ("recipe", "episodes", "expected"),
+    ("recipe", "expected"),
     [
-        ("random", 2, [0, 0]),
-        ("medium", 2, [125_000, 125_000]),
-        ("mixed", 6, [0, 25_000, 50_000, 75_000, 100_000, 125_000]),
-        # 8 episodes over 6 policies: episode i takes policy floor(6 i / 8) = 0, 0, 1, 2, 3, 3, 4, 5.
-        ("mixed", 8, [0, 0, 25_000, 50_000, 75_000, 75_000, 100_000, 125_000]),
-        ("medium-expert", 4, [125_000, 125_000, 300_000, 300_000]),
+        ("random", (0,)),
+        ("medium", (125_000,)),
+        ("mixed", (0, 25_000, 50_000, 75_000, 100_000, 125_000)),
+        ("medium-expert", (125_000, 300_000)),
     ],
 )
-def test_recipes(recipe: str, episodes: int, expected: list[int]) -> None:
-    assert policy_schedule(recipe, episodes * 1000) == expected
+def test_recipes(recipe: str, expected: tuple[int, ...]) -> None:
+    assert recipe_policies(recipe, make_environment("halfcheetah")) == expected
 
 
 @pytest.mark.parametrize(
-    ("recipe", "steps"), [("medium", 1500), ("medium", 0), ("mixed", 5000), ("medium-expert", 1000)]
+    ("policies", "stretches", "expected"),
+    [
+        (1, 2, [0, 0]),
+        (6, 6, [0, 1, 2, 3, 4, 5]),
+        # 8 stretches over 6 policies: stretch i takes policy floor(6 i / 8).
+        (6, 8, [0, 0, 1, 2, 3, 3, 4, 5]),
+        (2, 4, [0, 0, 1, 1]),
+    ],
 )
-def test_steps_must_be_whole_episodes_of_every_policy(recipe: str, steps: int) -> None:
-    with pytest.raises(UserError, match=f"steps={steps} does not do for recipe={recipe}"):
-        policy_schedule(recipe, steps)
+def test_policies_get_equal_consecutive_shares(policies: int, stretches: int, expected: list[int]) -> None:
+    assert policy_schedule(range(policies), stretches * 1000) == expected
+
+
+@pytest.mark.parametrize(("policies", "steps"), [(1, 1500), (1, 0), (6, 5000), (2, 1000)])
+def test_steps_must_be_whole_stretches_of_every_policy(policies: int, steps: int) -> None:
+    with pytest.raises(UserError, match=f"steps={steps} does not do .* at least {1000 * policies}"):
+        policy_schedule(range(policies), steps)
+
+
+@pytest.mark.parametrize("env", shipped_environments())
+def test_every_environment_with_policies_has_every_recipe(env: str) -> None:
+    environment = make_environment(env)
+    behaviour = environment.config.behaviour
+    assert behaviour is not None
+    assert {behaviour.medium, behaviour.expert} <= set(shipped_policies(env))
+    assert recipe_policies("mixed", environment)[-1] == behaviour.medium < behaviour.expert
+    data = collect("mixed", 1000 * len(recipe_policies("mixed", environment)), seed=0, env=env)
+    ends = [data.episode_returns()[i] for i in (0, -1)]
+    assert data.obs_dim == environment.obs_dim and ends[0] < ends[1]
+
+
+def test_environment_without_policies_acts_at_random_alone() -> None:
+    hopper = make_environment("hopper")
+    bare = dataclasses.replace(hopper, config=hopper.config.model_copy(update={"behaviour": None}))
+    assert recipe_policies("random", bare) == (0,)
+    with pytest.raises(UserError, match=r"no behaviour policies are shipped for env=hopper.*env=halfcheetah"):
+        recipe_policies("mixed", bare)
+
+
+def test_after_a_fall_the_next_episode_begins() -> None:
+    data = collect("random", 2000, seed=0, env="hopper")
+    ends = np.flatnonzero(data.terminals | data.timeouts)
+    # A hopper under random actions falls within some twenty steps; every stretch of 1,000 is cut off at its end.
+    assert data.terminals.sum() > 50 and {999, 1999} <= set(ends)
+    assert set(np.flatnonzero(data.timeouts)) <= {999, 1999}
+    starts = data.observations[np.append(0, ends[:-1] + 1)]
+    # Starts are 1.25 m high with noise of 0.005, each its own.
+    assert abs(starts[:, 0] - 1.25).max() < 0.006
+    assert len(np.unique(starts[:, 0])) == len(starts)
+    alone = collect("random", 2000, seed=0, env="hopper", episodes_in_parallel=1)
+    np.testing.assert_array_equal(alone.observations, data.observations)
+
+
+def test_random_commands_fill_the_range() -> None:
+    data, environment = collect("random", 1000, seed=0, env="quadruped-walk"), make_environment("quadruped-walk")
+    # 1,000 uniform draws leave a gap of about a thousandth of the range at either end.
+    np.testing.assert_allclose(data.actions.min(0), environment.action_low, atol=0.03)
+    np.testing.assert_allclose(data.actions.max(0), environment.action_high, atol=0.03)
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +194,7 @@ def test_command_writes_what_collect_returns(
         ("seed=-1", "seed=-1 is not possible"),
         ("episodes_in_parallel=0", "episodes_in_parallel=0 is not possible"),
         ("threads=0", "threads=0 is not possible"),
-        ("env=walker2d", "no behaviour policies are shipped for env=walker2d"),
+        ("env=nowhere", "env/nowhere"),
         ("output=data.csv", "output=data.csv is not the name of an .npz file"),
     ],
 )

@@ -13,10 +13,29 @@ from deploy.bundle import Bundle
 from deploy.controller import Controller
 from sim.environments import Environment, make_environment
 from sim.mujoco_plant import MujocoPlant, find_world
-from sim.perturb import NOMINAL, Perturbation
+from sim.perturb import NOMINAL, Change, Perturbation
 from sim.rollout import run_episodes
 
 HEAVY = Perturbation(name="heavy", at_step=12, body_mass={"*": 1.5})
+EVERYTHING = Perturbation(
+    name="everything",
+    body_mass={"*": 1.2},
+    limb_length={"*": 0.9, "f*": 1.2},
+    dof_damping={"*": 0.8},
+    dof_armature={"b*": 1.5},
+    joint_stiffness={"*": 0.7},
+    joint_lock={"bfoot": True},
+    actuator_gain={"ffoot": 0.5},
+    actuator_delay=2,
+    geom_friction={"*": 0.6},
+    gravity=(0.5, 0.0, -9.0),
+    external_force={"torso": (-3.0, 0.0, 2.0)},
+    observation_noise={"*_velocity": 0.2},
+    observation_delay=1,
+)
+AND_BACK = EVERYTHING.model_copy(
+    update={"name": "and-back", "at_step": 9, "schedule": (Change(at_step=15, observation_delay=3), Change(at_step=22))}
+)
 PUSH = np.array([0.3, -0.2, 0.1, 0.4, -0.5, 0.6])
 
 
@@ -32,7 +51,7 @@ def states(plant: MujocoPlant, steps: int) -> np.ndarray:
     return plant.observe()
 
 
-@pytest.mark.parametrize("world", [NOMINAL, HEAVY])
+@pytest.mark.parametrize("world", [NOMINAL, HEAVY, EVERYTHING, AND_BACK], ids=lambda world: world.name)
 def test_episodes_are_those_of_validation_bit_for_bit(
     cheetah: Environment, make_bundle: Callable[..., Path], world: Perturbation
 ) -> None:
@@ -85,6 +104,30 @@ def test_world_is_found_by_suite_and_name() -> None:
     assert find_world("joint-failure:dead-ffoot-at-500").at_step == 500
     assert find_world("joint-failure:dead-ffoot-at-500", at_step=7).at_step == 7
     assert find_world("joint-failure:dead-ffoot-at-500", at_step=0).actuator_gain == {"ffoot": 0.0}
+
+
+def test_world_of_a_part_is_found_with_the_robot(cheetah: Environment) -> None:
+    assert find_world("crippled:dead-bfoot", environment=cheetah).actuator_gain == {"bfoot": 0.0}
+    assert find_world("mid-episode:light-and-loose-and-back", 20, cheetah).change_steps == [20, 520]
+    with pytest.raises(UserError, match=r"crippled.yaml has a world for each joint of a robot; name the environment"):
+        find_world("crippled:dead-bfoot")
+    plant = MujocoPlant(cheetah)
+    plant.perturb("crippled:dead-bfoot")
+    assert plant.world.name == "dead-bfoot"
+
+
+def test_schedule_begins_when_its_world_does(cheetah: Environment, tmp_path: Path) -> None:
+    suite = tmp_path / "worlds.yaml"
+    suite.write_text("- {name: gust, at_step: 50, external_force: {torso: [30, 0, 0]}, schedule: [{at_step: 55}]}\n")
+    live, expected = MujocoPlant(cheetah), MujocoPlant(cheetah, find_world(f"{suite}:gust", 10))
+    states(live, 10)
+    live.perturb(f"{suite}:gust")
+    # Pushed from step 10 to step 15, as in the other robot's episode.
+    assert (states(live, 20) == states(expected, 20 + 10)).all()
+    live.reset()
+    expected = MujocoPlant(cheetah, find_world(f"{suite}:gust", 0))
+    expected.reset()
+    assert (states(live, 20) == states(expected, 20)).all()
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,10 @@ import pytest
 
 from sim.environments import make_environment
 from sim.oracle import OracleEstimator
-from sim.perturb import Perturbation, apply
+from sim.perturb import Change, Perturbation
+from sim.perturbed_plant import PerturbedPlant
 from sim.plant import BatchedPlant
+from sim.worlds import make_world, timeline
 
 ENVIRONMENT = make_environment("halfcheetah")
 ACTIONS = np.random.default_rng(1).uniform(-1, 1, (3, 6))
@@ -21,7 +23,7 @@ ACTIONS = np.random.default_rng(1).uniform(-1, 1, (3, 6))
 @pytest.fixture
 def plant() -> Iterator[BatchedPlant]:
     """Three lanes: the original twice, and a heavy one."""
-    heavy = apply(ENVIRONMENT.model(), Perturbation(name="heavy", body_mass={"*": 1.5}))
+    heavy = make_world(ENVIRONMENT, Change(body_mass={"*": 1.5})).model
     with BatchedPlant(ENVIRONMENT, [ENVIRONMENT.model(), ENVIRONMENT.model(), heavy]) as plant:
         start = ENVIRONMENT.initial_states(np.random.default_rng(0), 1)
         plant.reset(states=np.repeat(start, 3, 0))
@@ -91,3 +93,19 @@ def test_looking_leaves_the_plant_alone_and_follows_a_swap(plant: BatchedPlant) 
     np.testing.assert_array_equal(plant.states, before)
     plant.replace_models({1: plant.models[2]})
     np.testing.assert_array_equal(oracle.context(plant.observe(), same)[1], heavy)
+
+
+def test_it_sees_through_noise_and_delays() -> None:
+    blind = Perturbation(
+        name="blind", observation_noise={"*": 1.0}, observation_delay=2, actuator_delay=2, body_mass={"*": 1.5}
+    )
+    heavy = Perturbation(name="heavy", body_mass={"*": 1.5})
+    start = ENVIRONMENT.initial_states(np.random.default_rng(0), 1)
+    contexts = []
+    for world in (blind, heavy):
+        with PerturbedPlant(ENVIRONMENT, [timeline(ENVIRONMENT, world)] * 3) as robots:
+            seen = robots.reset(np.repeat(start, 3, 0), [np.random.default_rng(lane) for lane in range(3)])
+            oracle = _oracle(robots.plant, 1.25, 0.0)
+            oracle.predict_change = lambda obs, action: (0.1 * obs, np.zeros(17))
+            contexts.append(oracle.context(seen, ACTIONS))
+    np.testing.assert_array_equal(*contexts)

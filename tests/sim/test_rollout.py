@@ -12,6 +12,7 @@ from sim.environments import Environment, make_environment
 from sim.perturb import NOMINAL, Perturbation
 from sim.plant import BatchedPlant
 from sim.rollout import EpisodeResult, run_episodes
+from sim.worlds import make_world
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class _Feedback:
         self.plant, self.with_context = plant, with_context
         self.times: list[float] = []
         self.observations: list[np.ndarray] = []
+        self.truths: list[np.ndarray] = []
+        self.states: list[np.ndarray] = []
+        self.actions: list[np.ndarray] = []
         self.resets = 0
 
     def reset(self) -> None:
@@ -36,9 +40,12 @@ class _Feedback:
     def step(self, time: float, obs: np.ndarray) -> _Command:
         self.times.append(time)
         self.observations.append(obs)
+        self.truths.append(self.plant.observe())
+        self.states.append(self.plant.states)
         action = np.clip(np.sin(20 * time) - obs[:, -self.plant.environment.act_dim :], -1, 1)
         lanes = np.arange(len(obs), dtype=float)
         context = np.stack([np.full(len(obs), time), lanes], 1) if self.with_context else None
+        self.actions.append(action)
         return _Command(action, context)
 
 
@@ -141,6 +148,99 @@ def test_progress_counts_lanes(cheetah: Environment) -> None:
 def test_change_past_the_end_is_refused(cheetah: Environment) -> None:
     with pytest.raises(UserError, match="'late': at_step 25 is past the episode's 25 steps; run at least 26"):
         _run(cheetah, [LATE], steps=25)
+
+
+def test_schedule_past_the_end_is_refused(cheetah: Environment) -> None:
+    back = Perturbation.model_validate({"name": "back", "at_step": 5, "gravity": 0.5, "schedule": [{"at_step": 25}]})
+    with pytest.raises(UserError, match="'back': at_step 25 is past the episode's 25 steps; run at least 26"):
+        _run(cheetah, [back], steps=25)
+
+
+def test_schedule_takes_the_place_of_what_was_before(cheetah: Environment) -> None:
+    changes = [{"at_step": 20, "gravity": 0.8}, {"at_step": 30}]
+    world = Perturbation.model_validate({"name": "x", "at_step": 10, "body_mass": {"*": 1.5}, "schedule": changes})
+    result, controller = _run(cheetah, [NOMINAL, world])
+    np.testing.assert_array_equal(result.rewards[0, :, :10], result.rewards[1, :, :10])
+    light = Perturbation(name="light", gravity=0.8)
+    for first, last, of_that_time in ((10, 20, HEAVY), (20, 30, light), (30, 40, NOMINAL)):
+        # Lanes 2 and 3 are the changed world's; its commands are those of the closed loop, to the end of the stretch.
+        model = make_world(cheetah, of_that_time).model
+        with BatchedPlant(cheetah, [model, model]) as plant:
+            plant.reset(states=controller.states[first][2:])
+            for step in range(first, last):
+                _, rewards, _ = plant.step(controller.actions[step][2:])
+                np.testing.assert_array_equal(rewards.astype(np.float32), result.rewards[1, :, step])
+
+
+def test_late_observations_are_those_of_some_steps_before(cheetah: Environment) -> None:
+    worlds = [
+        Perturbation(name="late", observation_delay=3),
+        Perturbation(name="later", at_step=10, observation_delay=2),
+    ]
+    _, controller = _run(cheetah, worlds, episodes=1, steps=20)
+    seen, truth = np.array(controller.observations), np.array(controller.truths)
+    np.testing.assert_array_equal(seen[:, 0], truth[[0, 0, 0, *range(17)], 0])
+    # Two steps late from step 10 on: what was seen at step 9 is held until the next one, of step 10, is due at step 12.
+    np.testing.assert_array_equal(seen[:, 1], truth[[*range(10), 9, 9, *range(10, 18)], 1])
+
+
+def test_late_commands_act_some_steps_after(cheetah: Environment) -> None:
+    class Script(_Feedback):
+        """The same actions whatever it sees, the first lane's two steps before the second one's."""
+
+        def step(self, time: float, obs: np.ndarray) -> _Command:
+            step = round(time / 0.05)
+            actions = np.random.default_rng(0).uniform(-1, 1, (20, 6))
+            return _Command(np.stack([actions[step], actions[step - 2] if step >= 2 else np.zeros(6)]))
+
+    worlds = [Perturbation(name="late", actuator_delay=2), NOMINAL]
+    result = run_episodes(cheetah, worlds, Script, episodes=1, seed=0, steps=20)
+    # The reward too is that of the command which acts.
+    np.testing.assert_array_equal(result.rewards[0], result.rewards[1])
+
+
+BLURRED = Perturbation(name="blurred", observation_noise={"*_velocity": 0.3})
+
+
+def test_noise_is_the_same_for_every_policy_and_beside_any_other_world(cheetah: Environment) -> None:
+    def noise(controller: _Feedback) -> np.ndarray:
+        return (np.array(controller.observations) - np.array(controller.truths))[:, -2:]
+
+    _, alone = _run(cheetah, [BLURRED])
+    _, beside = _run(cheetah, [HEAVY, LATE, BLURRED])
+    np.testing.assert_array_equal(alone.observations, np.array(beside.observations)[:, -2:])
+
+    class Other(_Feedback):
+        def step(self, time: float, obs: np.ndarray) -> _Command:
+            return _Command(-super().step(time, obs).action)
+
+    others: list[_Feedback] = []
+
+    def factory(plant: BatchedPlant) -> _Feedback:
+        others.append(Other(plant))
+        return others[-1]
+
+    run_episodes(cheetah, [BLURRED], factory, episodes=2, seed=0, steps=40)
+    assert abs(np.array(others[0].truths) - np.array(alone.truths)).max() > 0.1
+    np.testing.assert_allclose(noise(others[0]), noise(alone), atol=1e-12)
+    first, second = noise(alone).swapaxes(0, 1)
+    assert abs(first - second).max() > 0.1
+    _, reseeded = _run(cheetah, [BLURRED], seed=1)
+    assert abs(noise(reseeded) - noise(alone)).max() > 0.1
+
+
+def test_rewards_and_ends_are_those_of_the_true_states() -> None:
+    environment = make_environment("hopper")
+    blind = Perturbation(name="blind", observation_noise={"*": 10.0}, observation_delay=5)
+
+    class Still(_Feedback):
+        def step(self, time: float, obs: np.ndarray) -> _Command:
+            return _Command(np.zeros((len(obs), 3)))
+
+    result = run_episodes(environment, [blind, NOMINAL], Still, episodes=2, seed=0, steps=300)
+    assert result.falls.all()
+    np.testing.assert_array_equal(result.lengths[0], result.lengths[1])
+    np.testing.assert_array_equal(result.rewards[0], result.rewards[1])
 
 
 def test_exception_caught_by_the_controller_does_not_pass_for_a_result(cheetah: Environment) -> None:

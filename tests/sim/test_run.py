@@ -19,7 +19,8 @@ from adapters.errors import UserError
 from adapters.robots.robot import Observation
 from deploy.bundle import Bundle, RobotDescription
 from deploy.controller import Controller, State
-from sim.environments import make_environment
+from sim.environments import GymnasiumTask, make_environment
+from sim.plant import BatchedPlant
 from sim.run import RunConfig, connect, drive
 
 ROBOTS = Path(configs.__path__[0]) / "robot"
@@ -64,12 +65,13 @@ def test_shipped_robot_is_its_environments(name: str) -> None:
     np.testing.assert_array_equal(robot.action.low, environment.action_low)
     np.testing.assert_array_equal(robot.action.high, environment.action_high)
     assert robot.control_dt == pytest.approx(environment.control_dt)
-    clip = environment.config.velocity_clip
+    clip = environment.config.velocity_clip if isinstance(environment, GymnasiumTask) else None
     expected = {None} if clip is None else {(-clip, clip)}
     assert {term.clip for term in robot.observations if term.name.endswith("_velocity")} == expected
     for term in robot.observations:
-        assert term.name.startswith(term.joints[0])
-    start = environment.observe(environment.initial_states(np.random.default_rng(0), 1))[0]
+        assert term.name.startswith(term.joints or term.name)
+    with BatchedPlant(environment, [environment.model()]) as plant:
+        start = plant.reset(np.random.default_rng(0))[0]
     for joint, (low, high) in (robot.limits.position or {}).items():
         assert low < start[robot.observation_names.index(f"{joint}_position")] < high
 

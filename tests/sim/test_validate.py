@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+import sim.validate
 from adapters.errors import UserError
 from deploy.bundle import Bundle
 from deploy.controller import Controller
 from sim.environments import make_environment
-from sim.perturb import load_suite
-from sim.rollout import run_episodes
+from sim.perturb import Perturbation, load_suite
+from sim.rollout import EpisodeResult, run_episodes
 from sim.validate import CONTEXTS, interquartile_mean, steps_to_90_percent, table, validate
 
 
@@ -108,6 +109,43 @@ def test_report_is_the_contracts(make_bundle: Callable[..., Path], suite: Path) 
         assert ("steps_to_90_percent" in cell) == (cell["name"] == "late" and cell["context"] == "inferred")
     assert report["cells"][1]["perturbation"] == {"name": "heavy", "body_mass": {"*": 1.5}}
     assert report["cells"][2]["perturbation"] == {"name": "late", "at_step": 30, "actuator_gain": {"bthigh": 0.0}}
+
+
+def test_what_a_change_did_is_told_up_to_the_next_one(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "on.yaml").write_text("- {name: heavy, at_step: 20, body_mass: {'*': 1.5}}\n")
+    (tmp_path / "off.yaml").write_text(
+        "- {name: heavy, at_step: 20, body_mass: {'*': 1.5}, schedule: [{at_step: 40}]}\n"
+        "- {name: later, schedule: [{at_step: 20, body_mass: {'*': 1.5}}, {at_step: 40}]}\n"
+    )
+    bundle = make_bundle()
+    # An episode that ends where the change is undone tells the same of it.
+    short = {cell["context"]: cell for cell in _validate(bundle, tmp_path / "on.yaml", steps=40)["cells"]}
+    for cell in _validate(bundle, tmp_path / "off.yaml")["cells"]:
+        assert cell["return_after_change"] == pytest.approx(short[cell["context"]]["return_after_change"], rel=1e-6)
+        assert cell.get("steps_to_90_percent") == short[cell["context"]].get("steps_to_90_percent")
+    assert cell["perturbation"]["schedule"] == [{"at_step": 20, "body_mass": {"*": 1.5}}, {"at_step": 40}]
+
+
+def test_adaptation_is_timed_up_to_the_next_change() -> None:
+    # The context moves in 35 steps after the change, and back at once when that is undone.
+    context = _ramp(1500, 500, 35, np.array([0.3, -0.4]))
+    context[1000:] = 1.0
+    result = EpisodeResult(
+        rewards=np.ones((1, 1, 1500), np.float32),
+        lengths=np.full((1, 1), 1500),
+        falls=np.zeros((1, 1), bool),
+        context=context[None, None],
+    )
+    world = Perturbation.model_validate({"name": "x", "at_step": 500, "gravity": 0.5, "schedule": [{"at_step": 1000}]})
+    cell = sim.validate._cell("suite", world, "inferred", result, 0)
+    assert cell["return_after_change"] == 500
+    assert cell["steps_to_90_percent"] == 32
+
+
+def test_shipped_suites_of_a_robots_parts_are_those_of_the_bundles_robot(make_bundle: Callable[..., Path]) -> None:
+    report = validate(make_bundle(), ["crippled", "limbs", "worn"], episodes=1, steps=3, contexts=["nominal"])
+    suites = [cell["suite"] for cell in report["cells"]]
+    assert [suites.count(suite) for suite in ("crippled", "limbs", "worn")] == [12, 14, 24]
 
 
 def test_summary_is_made_of_the_returns(make_bundle: Callable[..., Path], suite: Path) -> None:

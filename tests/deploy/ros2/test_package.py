@@ -102,7 +102,7 @@ SOURCES = {
 def declared(executable: str) -> set[str]:
     """Parameters that a node declares."""
     source = "".join(path.read_text() for path in SOURCES[executable])
-    return set(re.findall(r'(?:define\(|declare\(\w+, )\s*"(\w+)"', source))
+    return set(re.findall(r'(?:define\(|declare\(\s*\w+, )\s*"(\w+)"', source))
 
 
 @pytest.mark.parametrize("node", ["policy", "safety"])

@@ -1,0 +1,136 @@
+"""AugWM in action space: a policy conditioned on how much of its command each actuator still delivers.
+
+A dead or weak motor is no scaling of the change of state, which is all that dynamics amplitude scaling
+(`offline_train/algorithms/augwm.py`) can tell. It is exactly a scaling of the command: with the gains g the changed
+robot does under the action a what the original one did under g a. So the world model is augmented there,
+
+    s' ~ M(s, g a),    transitions kept as ([s; g], a, r, [s'; g]),
+
+g drawn for each rollout. Actor and both critics read g. A real transition in which a motor was sent nothing is one of
+a robot whose motor is dead as well, whatever that motor was sent: a share of them is learned from as such.
+
+The world model has to know what happens when a motor does nothing, so the log should hold that:
+`surefoot collect weakened=0.6` is such a log, recorded on the original robot.
+What each part gives: results/README.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from deploy.context import complete_settings, require_estimator
+from deploy.spec import ContextSpec, RobotDescription
+from offline_train.algorithms.mopo import Mopo, MopoConfig
+from offline_train.models.rollout import Change
+from offline_train.replay import Batch
+
+
+class ActuatorAugWmConfig(MopoConfig):
+    """Settings beyond MOPO's."""
+
+    name: Literal["augwm-actuators"] = "augwm-actuators"  # type: ignore[assignment]
+    gain_low: float = Field(default=0.4, ge=0, lt=1, description="smallest gain where several motors are weak")
+    gain_high: float = Field(default=1.3, ge=1, description="largest gain")
+    nominal_share: float = Field(default=0.35, ge=0, le=1, description="share of the rollouts with every gain 1")
+    single_share: float = Field(default=0.4, ge=0, le=1, description="share with one weak or dead motor")
+    shared_share: float = Field(default=0.15, ge=0, le=1, description="share with one gain for all; the rest: one each")
+    dead_share: float = Field(default=0.6, ge=0, le=1, description="share of the single weak motors that are dead")
+    relabel: float = Field(default=0.8, ge=0, le=1, description="share of the unused motors that are taken for dead")
+    estimator: str = Field(default="actuator_gain", description="context estimator that the bundle carries")
+    estimator_settings: dict[str, Any] = Field(default_factory=dict, description="its settings")
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> ActuatorAugWmConfig:
+        if self.nominal_share + self.single_share + self.shared_share > 1 + 1e-9:
+            raise ValueError("nominal_share, single_share and shared_share must not be more than 1 together")
+        require_estimator(self.estimator, "actuator_gain", self.estimator_settings)
+        return self
+
+    def context_spec(self, robot: RobotDescription) -> ContextSpec:
+        """One gain for each actuator."""
+        return ContextSpec(
+            kind="actuator_gain",
+            dim=robot.act_dim,
+            nominal=(1.0,) * robot.act_dim,
+            low=(0.0,) * robot.act_dim,
+            high=(self.gain_high,) * robot.act_dim,
+            estimator=self.estimator,
+            settings=complete_settings(self.estimator, self.estimator_settings),
+        )
+
+
+def draw_gains(rows: int, dims: int, config: ActuatorAugWmConfig, generator: torch.Generator) -> Tensor:
+    """Draw gains `(rows, dims)`: nominal, one motor weak or dead, all motors alike, or each its own.
+
+    A single weak motor has a gain ~ Unif([0, 1]), a dead one 0; otherwise gains are ~ Unif([gain_low, gain_high]).
+    """
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator, device=generator.device)
+
+    kind = uniform(rows, 1)
+    one = torch.randint(dims, (rows, 1), generator=generator, device=generator.device)
+    weak = torch.where(uniform(rows, 1) < config.dead_share, 0.0, uniform(rows, 1))
+    single = torch.ones(rows, dims, device=generator.device).scatter(1, one, weak)
+    span = config.gain_high - config.gain_low
+    shared, each = (config.gain_low + span * uniform(rows, width) for width in (1, dims))
+    up_to_single = config.nominal_share + config.single_share
+    gains = torch.where(kind < up_to_single + config.shared_share, shared, each)
+    gains = torch.where(kind < up_to_single, single, gains)
+    return torch.where(kind < config.nominal_share, 1.0, gains)
+
+
+def delivered(action: Tensor, gains: Tensor) -> Tensor:
+    """What the actuators do, `(batch, act_dim)` in [-1, 1]: a motor cannot give more than the original one could."""
+    return (gains * action).clamp(-1.0, 1.0)
+
+
+def take_for_dead(batch: Batch, share: float, generator: torch.Generator) -> Batch:
+    """See motors that were sent exactly 0 as dead ones that were sent anything.
+
+    Args:
+        batch: transitions whose observations end with the gains.
+        share: of those motors.
+        generator: draws which, and what they were sent.
+    """
+    obs, action, _, next_obs, _ = batch
+    chance = torch.rand(action.shape, generator=generator, device=action.device)
+    anything = 2.0 * torch.rand(action.shape, generator=generator, device=action.device) - 1.0
+    dead = (action == 0) & (chance < share)
+    keep = torch.cat([torch.ones_like(obs[:, action.shape[1] :]), (~dead).float()], -1)
+    return batch._replace(obs=obs * keep, action=torch.where(dead, anything, action), next_obs=next_obs * keep)
+
+
+class ActuatorAugWm(Mopo):
+    """MOPO in world models whose actuators deliver more or less; takes what `Mopo` takes."""
+
+    config: ActuatorAugWmConfig
+    change = Change(command=delivered)
+
+    @property
+    def context_dim(self) -> int:
+        """One gain for each actuator."""
+        return self.act_dim
+
+    def _input_scale(self) -> tuple[Tensor, Tensor]:
+        mean, std = super()._input_scale()
+        gains = draw_gains(10_000, self.act_dim, self.config, torch.Generator(mean.device).manual_seed(0))
+        return torch.cat([mean, gains.mean(0)]), torch.cat([std, gains.std(0)])
+
+    def _rollout_context(self, rows: int) -> Tensor:
+        return draw_gains(rows, self.act_dim, self.config, self.generator)
+
+    def _policy_input(self, obs: Tensor, context: Tensor | None) -> Tensor:
+        gains = obs.new_ones(len(obs), self.act_dim) if context is None else context
+        return torch.cat([obs, gains], -1)
+
+    def _kept(self, batch: Batch, context: Tensor | None) -> Batch:
+        obs, next_obs = (self._policy_input(v, context) for v in (batch.obs, batch.next_obs))
+        return batch._replace(obs=obs, next_obs=next_obs)
+
+    def _learning_batch(self, batch: Batch) -> Batch:
+        return take_for_dead(batch, self.config.relabel, self.generator)

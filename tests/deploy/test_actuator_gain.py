@@ -1,0 +1,127 @@
+"""The estimator of actuators' gains, on a system whose true gains are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deploy.context import ContextEstimator, make_estimator
+
+STD = 0.01
+DRIFT = np.array([[-0.4, 0.1, 0.0], [0.0, -0.3, 0.1], [0.1, 0.0, -0.5]])
+PUSH = np.array([[0.5, 0.1], [-0.2, 0.6], [0.3, 0.3]])
+NOMINAL, WEAK = np.ones(2), np.array([0.4, 1.0])
+DEAD = np.array([1.0, 0.0])
+
+
+def predict_change(obs: np.ndarray, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The world model: exact for the original robot, and not linear in the command."""
+    return obs @ DRIFT.T + (action + 0.1 * action**2) @ PUSH.T, np.full(np.shape(obs), STD)
+
+
+def make(batch: tuple[int, ...] = (), **settings: Any) -> ContextEstimator:
+    return make_estimator(
+        "actuator_gain",
+        predict_change=predict_change,
+        low=np.zeros(2),
+        high=np.full(2, 1.3),
+        nominal=NOMINAL,
+        act_dim=2,
+        settings=settings,
+        batch=batch,
+    )
+
+
+def drive(
+    estimator: ContextEstimator,
+    gain: Callable[[int], np.ndarray],
+    steps: int,
+    *,
+    batch: tuple[int, ...] = (),
+    wind: float = 0.0,
+    size: float = 1.0,
+) -> np.ndarray:
+    """Run obs' = obs + f(obs, gain action) + wind + noise; return the context at every step, `(steps, ..., 2)`."""
+    generator = np.random.default_rng(0)
+    obs, contexts = generator.standard_normal((*batch, 3)), []
+    for step in range(steps):
+        action = size * generator.uniform(-1, 1, (*batch, 2))
+        contexts.append(estimator.context(obs, action))
+        noise = STD * generator.standard_normal(obs.shape)
+        next_obs = obs + predict_change(obs, gain(step) * action)[0] + wind * np.sin(step) + noise
+        estimator.update(obs, action, next_obs)
+        obs = next_obs
+    return np.array(contexts)
+
+
+@pytest.mark.parametrize("gain", [DEAD, WEAK, np.array([0.7, 0.7]), np.array([1.2, 0.9])])
+def test_gains_are_found_within_a_second(gain: np.ndarray) -> None:
+    estimator = make()
+    found = drive(estimator, lambda _: gain, steps=100)
+    np.testing.assert_allclose(found[20:], np.broadcast_to(gain, (80, 2)), atol=0.05)
+    assert estimator.health().confidence > 0.9
+    assert 0.3 < estimator.health().residual < 3.0
+
+
+def test_the_original_robot_is_nominal_to_the_bit() -> None:
+    # Gains that explain nothing are not used.
+    assert (drive(make(), lambda _: NOMINAL, steps=300)[50:] == NOMINAL).mean() > 0.95
+
+
+def test_a_motor_that_dies_is_noticed_and_one_that_comes_back_too() -> None:
+    found = drive(make(), lambda step: NOMINAL if step < 100 or step >= 200 else DEAD, steps=300)
+    np.testing.assert_allclose(found[120:200].mean(0), DEAD, atol=0.05)
+    np.testing.assert_allclose(found[230:].mean(0), NOMINAL, atol=0.05)
+
+
+def test_a_motor_that_is_not_used_keeps_the_gain_that_it_had() -> None:
+    estimator, generator = make(), np.random.default_rng(1)
+    obs = np.zeros(3)
+    for _ in range(100):
+        action = np.array([generator.uniform(-1, 1), 0.0])
+        next_obs = obs + predict_change(obs, DEAD * action)[0] + STD * generator.standard_normal(3)
+        estimator.update(obs, action, next_obs)
+        obs = next_obs
+    assert estimator.context(obs, None)[1] == 1.0
+
+
+def test_what_gains_do_not_explain_changes_nothing() -> None:
+    # A wind of ten standard deviations, and hardly any command.
+    estimator = make()
+    found = drive(estimator, lambda _: NOMINAL, steps=200, wind=0.1, size=0.01)
+    assert (found[100:] == NOMINAL).all()
+    assert estimator.health().confidence == 0.0
+
+
+def test_lanes_know_nothing_of_one_another() -> None:
+    gains = np.array([DEAD, NOMINAL, WEAK])
+    together = drive(make(batch=(3,)), lambda _: gains, steps=60, batch=(3,))
+    np.testing.assert_allclose(together[40:].mean(0), gains, atol=0.05)
+
+
+def test_lanes_left_out_stay_as_they_are() -> None:
+    estimator = make(batch=(2,))
+    drive(estimator, lambda _: np.array([DEAD, DEAD]), steps=30, batch=(2,))
+    before = estimator.context(np.zeros((2, 3)), None)
+    obs, action = np.ones((2, 3)), np.ones((2, 2))
+    estimator.update(obs, action, obs + 5.0, valid=np.array([True, False]))
+    assert (estimator.context(obs, None)[1] == before[1]).all()
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, 1e9])
+def test_broken_numbers_are_nominal_until_there_are_good_ones(broken: float) -> None:
+    estimator = make()
+    drive(estimator, lambda _: DEAD, steps=50)
+    estimator.update(np.zeros(3), np.ones(2), np.array([0.0, broken, 0.0]))
+    assert (estimator.context(np.zeros(3), None) == NOMINAL).all()
+    estimator.update(np.zeros(3), np.ones(2), predict_change(np.zeros(3), DEAD)[0])
+    np.testing.assert_allclose(estimator.context(np.zeros(3), None), DEAD, atol=0.05)
+
+
+def test_gains_stay_in_the_range_of_the_policy() -> None:
+    found = drive(make(), lambda _: np.array([3.0, -0.5]), steps=100)
+    assert (found >= 0).all() and (found <= 1.3).all()
+    np.testing.assert_allclose(found[-1], [1.3, 0.0], atol=0.05)
