@@ -6,13 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # One thread each: the work runs in as many processes as there are cores.
 export OMP_NUM_THREADS ?= 1
 
-# Tests that start processes and wait for them; they share no core with the others, so that none waits in vain.
-PROCESSES := $(wildcard tests/deploy/ros2/test_policy_node.py tests/deploy/ros2/test_policy_and_safety.py tests/deploy/ros2/test_recorder.py \
-  tests/deploy/ros2/test_safety_node.py tests/deploy/lcm/test_runner.py tests/deploy/lcm/test_robot_side.py tests/deploy/lcm/test_lcm_replay.py tests/sim/test_stack.py \
-  tests/sim/test_joint_failure.py tests/sim/test_ros2_plant.py tests/sim/test_lcm_stack.py \
-  tests/sim/test_supervisor.py tests/sim/test_fault_injection.py tests/sim/test_endurance.py)
-
-.PHONY: setup demo test test-robot lint bench clean
+.PHONY: setup demo test lint bench clean
 
 setup: $(VENV)/.installed  ## make .venv and install what the demo needs
 
@@ -34,11 +28,8 @@ lint: $(VENV)/.installed-dev  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint  ## lint, then every test but those of test-robot
-	$(BIN)/python -m pytest $(PROCESSES:%=--ignore=%)
-
-test-robot: $(VENV)/.installed-dev  ## the robot side in real processes, over real ROS 2 and LCM; wants an idle machine
-	$(BIN)/python -m pytest $(PROCESSES)
+test: lint  ## lint, then every test; those of the robot side start real processes, over real ROS 2 and LCM
+	$(BIN)/python -m pytest
 
 bench: setup  ## speeds, with a plain implementation and the peers' figures beside them
 	$(BIN)/surefoot bench json=outputs/bench.json

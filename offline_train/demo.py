@@ -22,9 +22,10 @@ from deploy.bundle import Bundle, attach_validation
 from offline_train.export import export
 from offline_train.metrics import read_metrics
 from sim.environments import make_environment
+from sim.figure import figure
 from sim.perturb import load_suite
-from sim.report import figure, write_report
-from sim.scores import Column, Section, score_table
+from sim.report import write_demo
+from sim.scores import Column, Section, comparisons, score_table
 from sim.validate import validate
 
 ALGORITHMS = ("mopo", "augwm")
@@ -228,7 +229,7 @@ def section(folder: Path, title: str) -> tuple[Section, dict[str, Any]]:
             + f" episodes={settings['episodes']}"
         ],
     }
-    return Section(title, about, made_of, yardstick), details
+    return Section(title, about, made_of, yardstick, comparisons(made_of)), details
 
 
 def report(config: DemoConfig, seconds: float) -> Path:
@@ -240,7 +241,7 @@ def report(config: DemoConfig, seconds: float) -> Path:
     sections = [part for part, _ in made]
     picture, page = config.output / "report.png", config.output / "report.html"
     figure(picture, sections)
-    write_report(page, sections, picture, {part.title: details for part, details in made})
+    write_demo(page, sections, {part.title: details for part, details in made})
     console = Console()
     for part in sections:
         console.print(score_table(part.columns, part.yardstick, title=f"{part.title}: {part.about}"))

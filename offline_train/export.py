@@ -63,8 +63,8 @@ class BehaviourGraph(nn.Module):
         self.sac = sac
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the distribution that the learner explores with, each `(batch, act_dim)`."""
-        return self.sac.actor.distribution(self.sac.normalise(obs))
+        """Return the averaged actor's distribution, each `(batch, act_dim)`."""
+        return self.sac.average_actor.distribution(self.sac.normalise(obs))
 
 
 class DynamicsGraph(nn.Module):
@@ -239,7 +239,7 @@ def export(folder: Path, output: Path, signing_key: Ed25519PrivateKey | None = N
     inputs = {"obs": obs}
     if context is not None:
         z_low, z_high = torch.tensor(context.low), torch.tensor(context.high)
-        drawn = torch.rand(obs.shape, generator=torch.Generator().manual_seed(0))
+        drawn = torch.rand(len(obs), context.dim, generator=torch.Generator().manual_seed(0))
         inputs["context"] = z_low + drawn * (z_high - z_low)
     policy_onnx = to_onnx(policy, inputs, ["action"])
     worst = check_parity(policy, policy_onnx, inputs, "policy.onnx")

@@ -100,11 +100,15 @@ def recipe_policies(recipe: str, environment: Environment) -> tuple[int, ...]:
             f"no behaviour policies are shipped for env={environment.name}; choose recipe=random, or env="
             f"{' or env='.join(shipped_environments())}."
         )
-    return {
-        "medium": (behaviour.medium,),
-        "mixed": (0, *(steps for steps in shipped_policies(environment.name) if steps <= behaviour.medium)),
-        "medium-expert": (behaviour.medium, behaviour.expert),
-    }[recipe]
+    if recipe == "medium":
+        return (behaviour.medium,)
+    if recipe == "mixed":
+        return (0, *(steps for steps in shipped_policies(environment.name) if steps <= behaviour.medium))
+    if behaviour.expert is None:
+        raise UserError(
+            f"no expert policy is shipped for env={environment.name}; choose recipe=medium or recipe=mixed."
+        )
+    return (behaviour.medium, behaviour.expert)
 
 
 def shipped_policies(env: str) -> list[int]:

@@ -31,12 +31,17 @@ FULL_PHYSICS = mujoco.mjtState.mjSTATE_FULLPHYSICS
 
 
 class Behaviour(BaseModel):
-    """Which of a task's shipped behaviour policies is what in D4RL's recipes, by the control steps of its training."""
+    """Which of a task's shipped behaviour policies is what in D4RL's recipes, by the control steps of its training.
+
+    Attributes:
+        medium: the policy that `mixed` data goes up to.
+        expert: a much better one, None where none is shipped.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     medium: int
-    expert: int
+    expert: int | None
 
 
 class EnvironmentConfig(BaseModel):

@@ -1,20 +1,19 @@
-"""What the validation reports show: scores by changed world, their intervals, and the differences between columns."""
+"""What the validation reports show: scores by changed world, in columns, and the columns worth comparing."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from rich.table import Table
 from rich.text import Text
-from scipy import stats  # type: ignore[import-untyped]
 
 from adapters.errors import UserError
-from sim.validate import interquartile_mean
+from sim.wording import is_original
 
 
 class World(NamedTuple):
@@ -89,6 +88,23 @@ class Column:
         return float(self.returns(worlds).mean()) / yardstick
 
 
+class Pair(NamedTuple):
+    """Two columns worth comparing: the difference a - b answers the question."""
+
+    question: str
+    a: Column
+    b: Column
+
+    @property
+    def title(self) -> str:
+        """The difference in short."""
+        return f"{self.a.title} \N{MINUS SIGN} {self.b.title}"
+
+    def score(self, worlds: Sequence[World], yardstick: float) -> float:
+        """Mean score of a over the worlds, less that of b."""
+        return self.a.score(worlds, yardstick) - self.b.score(worlds, yardstick)
+
+
 @dataclass(frozen=True)
 class Section:
     """One set of results in the report.
@@ -97,137 +113,40 @@ class Section:
         title: its label, for example "live" or "full run".
         about: what it comes from, as a phrase without a full stop.
         columns: the columns of its tables, over the same worlds.
-        yardstick: the return that scores 1.
+        yardstick: the return that scores 1; 1 itself where the environment has none, and scores are returns.
+        pairs: the differences that it shows.
     """
 
     title: str
     about: str
     columns: list[Column]
     yardstick: float
-
-
-class Interval(NamedTuple):
-    """A figure with its 95 % interval.
-
-    Attributes:
-        point: the figure.
-        low: lower limit, NaN where there is nothing to take it from.
-        high: upper limit, likewise.
-        over: what the interval is taken over: `training seeds`, `episodes` or `nothing`.
-    """
-
-    point: float
-    low: float
-    high: float
-    over: str
-
-
-class Difference(NamedTuple):
-    """The mean difference of two columns' scores with its interval, and the difference within each training seed."""
-
-    interval: Interval
-    by_seed: list[float]
+    pairs: list[Pair]
 
     @property
-    def verdict(self) -> str:
-        """`gain` where the interval lies above zero, `loss` where it lies below, else `inconclusive`."""
-        if self.interval.low > 0:
-            return "gain"
-        return "loss" if self.interval.high < 0 else "inconclusive"
+    def worlds(self) -> dict[World, dict[str, Any]]:
+        """Every world with the cell that describes it."""
+        return self.columns[0].cells[0]
+
+    @property
+    def score_label(self) -> str:
+        """What its numbers are, for an axis."""
+        return "return" if self.yardstick == 1 else f"score (1 = return {self.yardstick:,.0f})"
+
+    def text(self, score: float, sign: bool = False) -> str:
+        """Write a score as a person reads it, or a difference of two, which has a sign."""
+        text = f"{score:{'+' if sign else ''}{',.0f' if self.yardstick == 1 else '.2f'}}"
+        return text if any(digit in text for digit in "123456789") else text.lstrip("+-")
+
+    def scopes(self) -> dict[str, list[World]]:
+        """The sets of worlds that are summed up: every suite, then all together where there are several."""
+        first = self.columns[0]
+        scopes = {suite: first.worlds(suite) for suite in first.suites()}
+        return scopes if len(scopes) == 1 else scopes | {"all worlds": first.worlds()}
 
 
-def interval(column: Column, worlds: Sequence[World], yardstick: float, samples: int = 2000, seed: int = 0) -> Interval:
-    """Interquartile mean of a column's scores over training seeds and worlds, with a stratified bootstrap interval.
-
-    Every world is a stratum: its training seeds are drawn anew, with replacement, apart from those of other worlds
-    (Agarwal et al. 2021, "Deep RL at the edge of the statistical precipice", section 4). The interval covers the
-    chance of the draw within each world; it does not cover that one policy stands behind all worlds of a seed, so it
-    is narrower than the spread of other trainings and does not serve to compare columns (`paired_difference` does).
-    With one training seed its episodes are drawn instead, and the interval says nothing about another training.
-
-    Args:
-        column: what was measured.
-        worlds: the worlds to take together.
-        yardstick: the return that scores 1.
-        samples: bootstrap samples.
-        seed: of the bootstrap.
-    """
-    return _bootstrap(column.returns(worlds) / yardstick, interquartile_mean, samples, seed)
-
-
-def paired_difference(
-    a: Column, b: Column, worlds: Sequence[World], yardstick: float, samples: int = 2000, seed: int = 0
-) -> Difference:
-    """Mean of a's score minus b's, paired by world and training seed, with an interval.
-
-    One policy stands behind all worlds of a training seed, so the seeds are the only independent draws. With n >= 2 of
-    them the interval is Student's: mean +- t(0.975, n - 1) s / sqrt(n), where s is the sample standard deviation of the
-    seeds' mean differences. It covers another set of trainings, over the same worlds. With one seed it is a bootstrap
-    over episodes within each world, paired since validation starts them alike in every column, and says nothing about
-    another training.
-
-    Args:
-        a: the column to subtract from.
-        b: the column to subtract.
-        worlds: the worlds to take together.
-        yardstick: the return that scores 1.
-        samples: bootstrap samples, with one training seed.
-        seed: of the bootstrap.
-
-    Raises:
-        UserError: the columns differ in their number of seeds or episodes.
-    """
-    ours, theirs = a.returns(worlds) / yardstick, b.returns(worlds) / yardstick
-    if ours.shape != theirs.shape:
-        raise UserError(
-            f"'{a.title}' has (seeds, worlds, episodes) {ours.shape} and '{b.title}' {theirs.shape}; "
-            "they can be paired only if both have the same."
-        )
-    difference = ours - theirs
-    by_seed = difference.mean((1, 2))
-    shown = _bootstrap(difference, np.mean, samples, seed) if len(by_seed) == 1 else _student(by_seed)
-    return Difference(shown, by_seed.tolist())
-
-
-def _student(values: np.ndarray) -> Interval:
-    """Student's t interval of the mean of `(seeds,)`, two of them or more."""
-    mean = float(values.mean())
-    reach = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1)) / math.sqrt(len(values))
-    return Interval(mean, mean - reach, mean + reach, "training seeds")
-
-
-def _bootstrap(scores: np.ndarray, statistic: Callable[..., Any], samples: int, seed: int) -> Interval:
-    """Percentile interval of a statistic (of values, along an axis), from scores `(seeds, worlds, episodes)`."""
-    by_seed = len(scores) > 1
-    units = scores.mean(2) if by_seed else scores[0].T
-    point = float(statistic(scores.mean(2)))
-    if len(units) == 1:
-        return Interval(point, math.nan, math.nan, "nothing")
-    picks = np.random.default_rng(seed).integers(len(units), size=(samples, *units.shape))
-    drawn = units[picks, np.arange(units.shape[1])]
-    values = statistic(drawn.reshape(samples, -1) if by_seed else drawn.mean(1), axis=-1)
-    low, high = np.percentile(values, [2.5, 97.5])
-    return Interval(point, float(low), float(high), "training seeds" if by_seed else "episodes")
-
-
-def statement(difference: Difference, a: str, b: str) -> str:
-    """Say in one or two sentences what a difference shows, and no more than its interval carries."""
-    point, low, high, over = difference.interval
-    if math.isnan(low):
-        return f"{a} minus {b}: {point:+.3f}. One episode of one training seed gives no interval: nothing is shown."
-    span = f"{point:+.3f} (95 % interval {low:+.3f} to {high:+.3f})"
-    text = {
-        "gain": f"{a} scored higher than {b}: {span}.",
-        "loss": f"{a} scored lower than {b}: {span}.",
-        "inconclusive": f"No difference shown between {a} and {b}: {span}.",
-    }[difference.verdict]
-    if over == "episodes":
-        return f"{text} One training seed: another training may come out otherwise."
-    return f"{text} By training seed: {', '.join(f'{value:+.3f}' for value in difference.by_seed)}."
-
-
-def comparisons(columns: Sequence[Column]) -> list[tuple[str, Column, Column]]:
-    """The pairs worth comparing: a question, and the two columns whose difference answers it."""
+def comparisons(columns: Sequence[Column]) -> list[Pair]:
+    """The pairs worth comparing: what adaptation changes, other bundles without it, and a perfect context."""
 
     def bundles(column: Column) -> list[str]:
         return [report["bundle"] for report in column.reports]
@@ -240,10 +159,36 @@ def comparisons(columns: Sequence[Column]) -> list[tuple[str, Column, Column]]:
         adapted = [column for column in of("nominal") if bundles(column) == bundles(ours)]
         others = [column for column in of("nominal") if bundles(column) != bundles(ours)]
         best = [column for column in of("oracle") if bundles(column) == bundles(ours)]
-        pairs += [("What adaptation gained or lost", ours, other) for other in adapted]
-        pairs += [(f"Against {other.title}", ours, other) for other in others]
-        pairs += [("What a perfect context would change", other, ours) for other in best]
+        pairs += [Pair("What adaptation gained or lost", ours, other) for other in adapted]
+        pairs += [Pair(f"Against {other.title}", ours, other) for other in others]
+        pairs += [Pair("What a perfect context would change", other, ours) for other in best]
     return pairs
+
+
+def report_table(report: dict[str, Any]) -> Table:
+    """Lay a report out for the terminal: a row for each world, a column for each context."""
+    contexts = list(report["summary"])
+    yardstick = report["yardstick_return"]
+    shown = Table(title=f"{report['env']}, {report['episodes']} episodes of {report['steps']} steps: return (score)")
+    shown.add_column("world")
+    for context in contexts:
+        shown.add_column(context, justify="right")
+
+    def text(value: float) -> str:
+        return f"{value:.0f}" + (f" ({value / yardstick:.2f})" if yardstick else "")
+
+    cells = {(cell["suite"], cell["name"], cell["context"]): cell["return_mean"] for cell in report["cells"]}
+    for suite in report["summary"][contexts[0]]["suites"]:
+        for name in dict.fromkeys(world for of, world, _ in cells if of == suite):
+            shown.add_row(name, *(text(cells[suite, name, context]) for context in contexts))
+        shown.add_section()
+        for label, key in (("mean", "return_mean"), ("interquartile mean", "return_iqm")):
+            values = [report["summary"][context]["suites"][suite][key] for context in contexts]
+            shown.add_row(f"[bold]{suite}: {label}", *(f"[bold]{text(value)}" for value in values))
+        shown.add_section()
+    if yardstick:
+        shown.caption = f"score = return / {yardstick:.0f}, the return of the data's best behaviour policy"
+    return shown
 
 
 def score_table(columns: Sequence[Column], yardstick: float, title: str = "score over changed worlds") -> Table:
@@ -280,14 +225,6 @@ def scores_with_best(columns: Sequence[Column], worlds: Sequence[World], yardsti
     return [(score, is_real and score == best) for score, is_real in zip(scores, real, strict=True)]
 
 
-def grid_position(cell: Mapping[str, Any]) -> tuple[float, float] | None:
-    """The multipliers of (mass, damping) where a cell is a point of the mass x damping grid, else None."""
-    change = {key: value for key, value in cell["perturbation"].items() if key != "name"}
-    if set(change) == {"body_mass", "dof_damping"} and all(set(value) == {"*"} for value in change.values()):
-        return change["body_mass"]["*"], change["dof_damping"]["*"]
-    return None
-
-
 def world_title(cell: Mapping[str, Any]) -> str:
     """A world's name, marked where nothing in it is changed."""
-    return f"{cell['name']} (original)" if grid_position(cell) == (1, 1) else str(cell["name"])
+    return f"{cell['name']} (original)" if is_original(cell["perturbation"]) else str(cell["name"])

@@ -16,16 +16,20 @@ from rich.table import Table
 
 from adapters.command import command
 from adapters.errors import UserError
-from adapters.files import write_json
 from adapters.progress import progress_bar
 from deploy.bundle import Bundle, attach_validation
 from deploy.controller import Controller
 from deploy.signature import read_signing_key
+from sim.compare import open_sources
 from sim.environments import Environment, make_environment
+from sim.intervals import interquartile_mean
 from sim.oracle import make_oracle
+from sim.pages import write_comparison, write_validation
 from sim.perturb import Perturbation, load_suite
 from sim.plant import BatchedPlant
 from sim.rollout import EpisodeResult, run_episodes
+from sim.scores import report_table, score_table
+from sim.traces import Traces
 
 SCHEMA = 1
 Context = Literal["nominal", "inferred", "oracle"]
@@ -46,6 +50,7 @@ def validate(
     contexts: Sequence[str] = CONTEXTS,
     threads: int = 1,
     progress: Callable[[int, int], Any] | None = None,
+    watch: Callable[[Context, Sequence[tuple[str, Perturbation]], EpisodeResult], Any] | None = None,
 ) -> dict[str, Any]:
     """Run a bundle in every world of the suites, under every way to set its context.
 
@@ -58,6 +63,7 @@ def validate(
         contexts: any of nominal, inferred and oracle; a bundle without a context has nominal alone.
         threads: threads that step the physics.
         progress: called with the control steps done so far, and with those of the whole run.
+        watch: called for each context with the worlds, each with its suite's name, and all that happened in them.
 
     Returns:
         The validation report, as written to validation.json.
@@ -92,10 +98,13 @@ def validate(
             threads=threads,
             progress=stepped,
         )
+        if watch is not None:
+            watch(context, worlds, result)
         cells += [_cell(suite, world, context, result, index) for index, (suite, world) in enumerate(worlds)]
     return {
         "schema": SCHEMA,
         "bundle": bundle.sha256,
+        "algorithm": bundle.manifest.provenance.algorithm,
         "env": environment.name,
         "episodes": episodes,
         "steps": steps,
@@ -208,51 +217,13 @@ def _aggregate(cells: list[dict[str, Any]]) -> dict[str, float]:
     return {"return_mean": float(returns.mean()), "return_iqm": interquartile_mean(returns)}
 
 
-def interquartile_mean(values: np.ndarray, axis: int | None = None) -> Any:
-    """Return the mean of the middle half: a quarter of the values, rounded down, is left out at either end.
-
-    Args:
-        values: of any shape.
-        axis: the axis to go along; None takes all values together, and returns one number.
-    """
-    ordered = np.sort(values, axis)
-    along = 0 if axis is None else axis
-    count = ordered.shape[along]
-    return ordered.take(range(count // 4, count - count // 4), along).mean(along)
-
-
-def table(report: dict[str, Any]) -> Table:
-    """Lay a report out for the terminal: a row for each world, a column for each context."""
-    contexts = list(report["summary"])
-    yardstick = report["yardstick_return"]
-    shown = Table(title=f"{report['env']}, {report['episodes']} episodes of {report['steps']} steps: return (score)")
-    shown.add_column("world")
-    for context in contexts:
-        shown.add_column(context, justify="right")
-
-    def text(value: float) -> str:
-        return f"{value:.0f}" + (f" ({value / yardstick:.2f})" if yardstick else "")
-
-    cells = {(cell["suite"], cell["name"], cell["context"]): cell["return_mean"] for cell in report["cells"]}
-    for suite in report["summary"][contexts[0]]["suites"]:
-        for name in dict.fromkeys(world for of, world, _ in cells if of == suite):
-            shown.add_row(name, *(text(cells[suite, name, context]) for context in contexts))
-        shown.add_section()
-        for label, key in (("mean", "return_mean"), ("interquartile mean", "return_iqm")):
-            values = [report["summary"][context]["suites"][suite][key] for context in contexts]
-            shown.add_row(f"[bold]{suite}: {label}", *(f"[bold]{text(value)}" for value in values))
-        shown.add_section()
-    if yardstick:
-        shown.caption = f"score = return / {yardstick:.0f}, the return of the data's best behaviour policy"
-    return shown
-
-
 class Settings(BaseModel):
     """configs/validate.yaml, where the settings are explained."""
 
     model_config = ConfigDict(extra="forbid")
 
-    bundle: Path
+    bundle: Path | None
+    compare: list[Path] | None
     suite: str | list[str]
     episodes: int
     steps: int
@@ -263,27 +234,66 @@ class Settings(BaseModel):
     attach: bool
     signing_key: Path | None
 
+    @property
+    def suites(self) -> list[str]:
+        """The suites, of which one may stand without brackets."""
+        return [self.suite] if isinstance(self.suite, str) else self.suite
+
 
 @command("validate")
 def main(config: DictConfig) -> None:
-    """Validate a bundle, write validation.json and print the table."""
+    """Validate a bundle or compare several, write the numbers and the page, and print the table."""
     settings = Settings.model_validate(OmegaConf.to_container(config, throw_on_missing=True))
-    key = read_signing_key(settings.signing_key) if settings.signing_key else None
-    with progress_bar("validate") as move:
-        report = validate(
-            settings.bundle,
-            [settings.suite] if isinstance(settings.suite, str) else settings.suite,
+    if (settings.bundle is None) == (settings.compare is None):
+        raise UserError("give bundle=PATH to validate one bundle, or compare=[A,B] to set several side by side.")
+    if settings.compare is not None and (settings.attach or settings.signing_key):
+        raise UserError("compare changes no bundle; leave out attach and signing_key, which go with bundle=PATH.")
+    console = Console()
+    console.print(_compare(settings, settings.compare) if settings.compare is not None else _validate_one(settings))
+    console.print(f"written to {settings.output}; open report.html there in a browser", markup=False)
+
+
+def _run(settings: Settings, bundle: Path, title: str, watch: Callable[..., Any] | None = None) -> dict[str, Any]:
+    """Validate one bundle under a progress bar."""
+    with progress_bar(title) as move:
+        return validate(
+            bundle,
+            settings.suites,
             episodes=settings.episodes,
             seed=settings.seed,
             steps=settings.steps,
             contexts=settings.contexts,
             threads=settings.threads,
             progress=lambda done, total: move(done, total=total),
+            watch=watch,
         )
-    path = settings.output / "validation.json"
-    write_json(path, report)
+
+
+def _validate_one(settings: Settings) -> Table:
+    """Validate one bundle, and return the table to print."""
+    assert settings.bundle is not None
+    key = read_signing_key(settings.signing_key) if settings.signing_key else None
+    traces = Traces()
+    report = _run(settings, settings.bundle, "validate", traces.add)
+    write_validation(settings.output, settings.bundle, report, traces, _command(f"bundle={settings.bundle}", settings))
     if settings.attach:
         attach_validation(settings.bundle, report, key)
-    console = Console()
-    console.print(table(report))
-    console.print(f"written to {path}")
+    return report_table(report)
+
+
+def _compare(settings: Settings, paths: list[Path]) -> Table:
+    """Validate what is a bundle, read what is a report, set all side by side, and return the table to print."""
+    sources = open_sources(paths, settings.suites, settings.episodes, settings.steps, settings.seed)
+    reports = {
+        name: source.report or _run(settings, source.path, f"validate {name}") for name, source in sources.items()
+    }
+    command = _command(f"compare=[{','.join(map(str, paths))}]", settings)
+    section = write_comparison(settings.output, sources, reports, command)
+    return score_table(section.columns, section.yardstick)
+
+
+def _command(what: str, settings: Settings) -> str:
+    """The command that repeats a run."""
+    lists = f"perturbations=[{','.join(settings.suites)}] contexts=[{','.join(settings.contexts)}]"
+    numbers = f"episodes={settings.episodes} steps={settings.steps} seed={settings.seed}"
+    return f"surefoot validate {what} {lists} {numbers} output={settings.output}"

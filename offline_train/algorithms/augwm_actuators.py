@@ -11,6 +11,7 @@ a robot whose motor is dead as well, whatever that motor was sent: a share of th
 
 The world model has to know what happens when a motor does nothing, so the log should hold that:
 `surefoot collect weakened=0.6` is such a log, recorded on the original robot.
+With `told: false` the policy does not read g, which is domain randomisation: one policy for all gains.
 What each part gives: results/README.md.
 """
 
@@ -40,6 +41,7 @@ class ActuatorAugWmConfig(MopoConfig):
     shared_share: float = Field(default=0.15, ge=0, le=1, description="share with one gain for all; the rest: one each")
     dead_share: float = Field(default=0.6, ge=0, le=1, description="share of the single weak motors that are dead")
     relabel: float = Field(default=0.8, ge=0, le=1, description="share of the unused motors that are taken for dead")
+    told: bool = Field(default=True, description="whether the policy reads the gains")
     estimator: str = Field(default="actuator_gain", description="context estimator that the bundle carries")
     estimator_settings: dict[str, Any] = Field(default_factory=dict, description="its settings")
 
@@ -50,8 +52,10 @@ class ActuatorAugWmConfig(MopoConfig):
         require_estimator(self.estimator, "actuator_gain", self.estimator_settings)
         return self
 
-    def context_spec(self, robot: RobotDescription) -> ContextSpec:
+    def context_spec(self, robot: RobotDescription) -> ContextSpec | None:
         """One gain for each actuator."""
+        if not self.told:
+            return None
         return ContextSpec(
             kind="actuator_gain",
             dim=robot.act_dim,
@@ -113,11 +117,13 @@ class ActuatorAugWm(Mopo):
 
     @property
     def context_dim(self) -> int:
-        """One gain for each actuator."""
-        return self.act_dim
+        """One gain for each actuator, where the policy is told."""
+        return self.act_dim if self.config.told else 0
 
     def _input_scale(self) -> tuple[Tensor, Tensor]:
         mean, std = super()._input_scale()
+        if not self.config.told:
+            return mean, std
         gains = draw_gains(10_000, self.act_dim, self.config, torch.Generator(mean.device).manual_seed(0))
         return torch.cat([mean, gains.mean(0)]), torch.cat([std, gains.std(0)])
 
@@ -125,6 +131,8 @@ class ActuatorAugWm(Mopo):
         return draw_gains(rows, self.act_dim, self.config, self.generator)
 
     def _policy_input(self, obs: Tensor, context: Tensor | None) -> Tensor:
+        if not self.config.told:
+            return obs
         gains = obs.new_ones(len(obs), self.act_dim) if context is None else context
         return torch.cat([obs, gains], -1)
 
@@ -133,4 +141,5 @@ class ActuatorAugWm(Mopo):
         return batch._replace(obs=obs, next_obs=next_obs)
 
     def _learning_batch(self, batch: Batch) -> Batch:
-        return take_for_dead(batch, self.config.relabel, self.generator)
+        # An untold policy cannot know that a motor is dead, so to it the transition is the original robot's.
+        return take_for_dead(batch, self.config.relabel, self.generator) if self.config.told else batch

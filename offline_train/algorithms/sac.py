@@ -6,6 +6,7 @@ Haarnoja et al. 2018, "Soft Actor-Critic Algorithms and Applications" (twin crit
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 
 import torch
@@ -29,6 +30,7 @@ class SacConfig(BaseModel):
         default=-3.0,
         description="entropy that the temperature is tuned to, in nats (MOPO: -3); None: minus the action's size",
     )
+    initial_temperature: float = Field(default=1.0, gt=0, description="temperature before the first update")
     average_rate: float = Field(
         default=2e-4, gt=0, le=1, description="how far the averaged actor, the one that acts, moves at every update"
     )
@@ -98,7 +100,7 @@ class Sac(nn.Module):
         self.average_actor = copy.deepcopy(self.actor).requires_grad_(False)
         self.critics = Critics(input_dim, act_dim, config.hidden, generator)
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
-        self.log_alpha = nn.Parameter(torch.zeros(()))
+        self.log_alpha = nn.Parameter(torch.tensor(math.log(config.initial_temperature)))
         # One fused Adam for all three: each loss fills the gradients of its own parameters only.
         self.optimizer = torch.optim.Adam([*self._learned()], lr=config.learning_rate, fused=True)
 

@@ -34,7 +34,7 @@ class OnlineSacConfig(BaseModel):
     steps_per_update: int = Field(default=2, ge=1, description="control steps for each gradient step; divides robots")
     episode_steps: int = Field(default=1_000, ge=1, description="control steps of an episode that does not end before")
     snapshot_every: int = Field(default=10, ge=1, description="epochs between two kept behaviour policies")
-    sac: SacConfig = SacConfig(hidden=[128, 128], learning_rate=5e-4, target_entropy=None)
+    sac: SacConfig = SacConfig(hidden=[128, 128], learning_rate=5e-4, target_entropy=None, initial_temperature=0.1)
 
     @model_validator(mode="after")
     def _whole_updates(self) -> OnlineSacConfig:

@@ -50,6 +50,12 @@ def test_target_entropy_is_minus_the_actions_size_where_none_is_given() -> None:
     assert make_sac(target_entropy=-1.5).target_entropy == -1.5
 
 
+def test_temperature_starts_where_it_is_told() -> None:
+    figures = make_sac(initial_temperature=0.1).update(make_batch())
+    assert float(figures["alpha"]) == pytest.approx(0.1)
+    assert float(make_sac().update(make_batch())["alpha"]) == 1.0
+
+
 def make_sac(**settings: float | None) -> Sac:
     config = SacConfig(hidden=[16, 16], **settings)  # type: ignore[arg-type]
     return Sac(torch.zeros(3), torch.ones(3), 2, config, torch.Generator().manual_seed(0))

@@ -220,7 +220,7 @@ def test_train_export_and_load(command_line: CommandLine, train: CommandLine, tm
     final = Run(folder).sac
     found = onnxruntime.InferenceSession(graph).run(["mean", "log_std"], {"obs": np.ones((3, 11), np.float32)})
     with torch.no_grad():
-        expected = final.actor.distribution(torch.ones(3, 11))
+        expected = final.average_actor.distribution(torch.ones(3, 11))
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 

@@ -34,7 +34,7 @@ from sim.fault_plant import Leg, describe_leg, write_leg
 from sim.fault_rig import Rig
 
 # A slow robot: its timeouts are long enough that a busy machine is hardly mistaken for a fault.
-HZ = 20.0
+HZ = 10.0
 # s by which a command may be older than it should be, and ms within which a robot is safe, on the busiest machine.
 SLACK, GENEROUS = 2.0, 5000.0
 BY_NAME = {fault.name: fault for fault in FAULTS}

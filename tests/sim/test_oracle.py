@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sim.environments import make_environment
-from sim.oracle import OracleEstimator
+from sim.oracle import ActuatorOracle, OracleEstimator
 from sim.perturb import Change, Perturbation
 from sim.perturbed_plant import PerturbedPlant
 from sim.plant import BatchedPlant
@@ -109,3 +109,13 @@ def test_it_sees_through_noise_and_delays() -> None:
             oracle.predict_change = lambda obs, action: (0.1 * obs, np.zeros(17))
             contexts.append(oracle.context(seen, ACTIONS))
     np.testing.assert_array_equal(*contexts)
+
+
+def test_gains_of_actuators_are_read_off_the_models(plant: BatchedPlant) -> None:
+    changed = make_world(ENVIRONMENT, Change(actuator_gain={"bfoot": 0.0, "fthigh": 1.2, "*shin": 0.5})).model
+    plant.replace_models({1: changed})
+    context = SimpleNamespace(low=[0.0] * 6, high=[1.1] * 6, nominal=[1.0] * 6, kind="actuator_gain")
+    bundle: Any = SimpleNamespace(manifest=SimpleNamespace(context=context))
+    found = ActuatorOracle(plant, bundle).context(plant.observe(), None)
+    # bthigh, bshin, bfoot, fthigh, fshin, ffoot; mass is no gain, and 1.2 is beyond the range.
+    np.testing.assert_allclose(found, [[1] * 6, [1, 0.5, 0, 1.1, 0.5, 1], [1] * 6])

@@ -14,18 +14,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from adapters.errors import UserError
-from sim.scores import (
-    Column,
-    Difference,
-    Interval,
-    World,
-    comparisons,
-    interval,
-    paired_difference,
-    score_table,
-    statement,
-)
-from sim.validate import interquartile_mean
+from sim.intervals import Difference, Interval, interquartile_mean, interval, paired_difference, statement
+from sim.scores import Column, Section, World, comparisons, score_table
 
 YARDSTICK = 4900.0
 
@@ -265,3 +255,19 @@ def test_interquartile_mean_goes_along_an_axis() -> None:
     expected = [[interquartile_mean(values[i, :, k]) for k in range(2)] for i in range(3)]
     np.testing.assert_allclose(interquartile_mean(values, axis=1), expected, rtol=1e-12)
     assert interquartile_mean(values) == interquartile_mean(values.ravel())
+
+
+@pytest.mark.parametrize(
+    ("yardstick", "score", "sign", "text"),
+    [
+        (4900.0, 0.756, False, "0.76"),
+        (4900.0, 0.756, True, "+0.76"),
+        (4900.0, -0.004, True, "0.00"),
+        (4900.0, -0.004, False, "0.00"),
+        (1.0, 3704.6, False, "3,705"),
+        (1.0, -1234.0, True, "-1,234"),
+    ],
+)
+def test_scores_are_written_as_they_are_read(yardstick: float, score: float, sign: bool, text: str) -> None:
+    # Without a yardstick scores are returns, which have no decimals; what rounds to nothing has no sign.
+    assert Section("", "", [], yardstick, []).text(score, sign) == text

@@ -19,9 +19,12 @@ from adapters.errors import UserError
 from deploy.bundle import Bundle
 from deploy.controller import Controller
 from sim.environments import make_environment
+from sim.intervals import interquartile_mean
 from sim.perturb import Perturbation, load_suite
 from sim.rollout import EpisodeResult, run_episodes
-from sim.validate import CONTEXTS, interquartile_mean, steps_to_90_percent, table, validate
+from sim.scores import report_table
+from sim.traces import Traces
+from sim.validate import CONTEXTS, steps_to_90_percent, validate
 
 
 def _ramp(length: int, at_step: int, duration: int, way: np.ndarray) -> np.ndarray:
@@ -95,7 +98,7 @@ def test_report_is_the_contracts(make_bundle: Callable[..., Path], suite: Path) 
     report = _validate(bundle, suite)
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert report["schema"] == 1
-    assert report["bundle"] == Bundle.load(bundle).sha256
+    assert (report["bundle"], report["algorithm"]) == (Bundle.load(bundle).sha256, "tiny")
     assert (report["env"], report["episodes"], report["seeds"], report["steps"]) == ("halfcheetah", 2, [3], 60)
     assert [(cell["name"], cell["context"]) for cell in report["cells"]] == [
         (world, context) for context in CONTEXTS for world in ("original", "heavy", "late")
@@ -210,7 +213,7 @@ def test_table_shows_score_as_return_over_the_yardstick(make_bundle: Callable[..
     report = _validate(make_bundle(), suite)
     report["cells"][1]["return_mean"] = 2450.0
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(table(report))
+    console.print(report_table(report))
     text = console.export_text()
     # HalfCheetah's yardstick is 4900: 2450 / 4900 = 0.50.
     assert "2450 (0.50)" in text
@@ -271,13 +274,41 @@ def test_command_writes_the_report_and_prints_the_table(
     assert "heavy" in done.stdout
     assert json.loads((place / "report" / "validation.json").read_text()) == _validate(bundle, suite)
     assert [path.name for path in place.iterdir()] == ["report"]
+    assert sorted(path.name for path in (place / "report").iterdir()) == [
+        "report.html",
+        "traces.npz",
+        "validation.json",
+    ]
+    page = (place / "report" / "report.html").read_text()
+    assert "motor bthigh dead from step 30 on" in page and "surefoot validate bundle=" in page
+    with np.load(place / "report" / "traces.npz") as traces:
+        assert traces["inferred/worlds/late/context"].shape == (60, 17)
+        assert {name.split("/")[2] for name in traces.files} == {"late"}
+
+
+def test_traces_are_means_over_the_episodes_that_go_on() -> None:
+    world = Perturbation.model_validate({"name": "x", "at_step": 2, "gravity": 0.5})
+    result = EpisodeResult(
+        rewards=np.array([[[1, 2, 3, 0], [3, 0, 0, 0]]], np.float32),
+        lengths=np.array([[3, 1]]),
+        falls=np.array([[True, True]]),
+        context=np.array([[[[1.0], [2.0], [4.0], [0.0]], [[3.0], [9.0], [9.0], [0.0]]]], np.float32),
+    )
+    traces = Traces()
+    traces.add("inferred", [("s", world), ("s", Perturbation(name="never-changes"))], result)
+    ((name, trace),) = traces.by_context["inferred"].items()
+    assert (name.suite, name.name, trace.changes) == ("s", "x", [2])
+    # Step 0 has both episodes, (1 + 3) / 2; steps 1 and 2 the first one alone; step 3 has none.
+    np.testing.assert_array_equal(trace.reward, [2, 2, 3, np.nan])
+    assert trace.context is not None
+    np.testing.assert_array_equal(trace.context[:, 0], [2, 2, 4, np.nan])
 
 
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
         (["bundle=no.bundle"], "no.bundle"),
-        ([], "bundle"),
+        ([], "compare=[A,B]"),
         (["bundle=no.bundle", "episodes=ten"], "episodes"),
         (["bundle=no.bundle", "episode=10"], "episode"),
     ],

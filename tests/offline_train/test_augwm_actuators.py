@@ -1,0 +1,102 @@
+"""Gains of actuators: how they are drawn, what they do to commands and rollouts, and what the learner sees of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from toy import Toy
+
+from adapters.errors import UserError
+from offline_train.algorithms.augwm_actuators import (
+    ActuatorAugWm,
+    ActuatorAugWmConfig,
+    delivered,
+    draw_gains,
+    take_for_dead,
+)
+from offline_train.algorithms.sac import SacConfig
+from offline_train.replay import Batch
+from sim.terminations import never
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def make(toy: Toy, **settings: Any) -> ActuatorAugWm:
+    small: dict[str, Any] = {"rollout_starts": 200, "horizon": 2, "batch_size": 64, "retain_epochs": 2}
+    config = ActuatorAugWmConfig(sac=SacConfig(hidden=[16, 16]), **small | settings)
+    return ActuatorAugWm(config, toy.packed, toy.model, never, seed=0)
+
+
+def test_gains_are_of_four_kinds_in_their_shares() -> None:
+    gains = draw_gains(40_000, 4, ActuatorAugWmConfig(), seeded())
+    ones = (gains == 1).sum(1)
+    nominal, single = ones == 4, ones == 3
+    shared = (gains == gains[:, :1]).all(1) & ~nominal
+    assert nominal.float().mean() == pytest.approx(0.35, abs=0.01)
+    assert single.float().mean() == pytest.approx(0.40, abs=0.01)
+    assert shared.float().mean() == pytest.approx(0.15, abs=0.01)
+    weak = gains[single].amin(1)
+    assert (weak == 0).float().mean() == pytest.approx(0.6, abs=0.02)
+    # What is weak but not dead is uniform from 0 to 1: its mean is a half.
+    assert weak[weak > 0].mean() == pytest.approx(0.5, abs=0.02)
+    several = gains[~nominal & ~single]
+    assert several.min() >= 0.4 and several.max() <= 1.3
+    assert several.mean() == pytest.approx(0.85, abs=0.01)
+    # Each motor is the weak one as often as any other.
+    torch.testing.assert_close((gains[single] < 1).float().mean(0), torch.full((4,), 0.25), atol=0.02, rtol=0)
+
+
+def test_a_motor_gives_no_more_than_the_original_one_could() -> None:
+    action = torch.tensor([[0.5, -1.0, 0.9]])
+    torch.testing.assert_close(delivered(action, torch.tensor([[0.0, 0.5, 1.3]])), torch.tensor([[0.0, -0.5, 1.0]]))
+
+
+def test_unused_motors_are_taken_for_dead_ones_that_were_sent_anything() -> None:
+    rows = 2_000
+    obs = torch.cat([torch.arange(3.0).expand(rows, 3), torch.ones(rows, 2)], -1)
+    action = torch.tensor([0.0, 0.7]).expand(rows, 2)
+    batch = Batch(obs, action, torch.ones(rows), obs + 1.0, torch.zeros(rows))
+    seen = take_for_dead(batch, 0.8, seeded())
+    dead = seen.obs[:, 3] == 0
+    assert dead.float().mean() == pytest.approx(0.8, abs=0.03)
+    # The observation proper, the motor that was used, reward and end stay as they were.
+    assert torch.equal(seen.obs[:, :3], obs[:, :3]) and torch.equal(seen.next_obs[:, :3], obs[:, :3] + 1.0)
+    assert (seen.obs[:, 4] == 1).all() and (seen.action[:, 1] == 0.7).all()
+    assert torch.equal(seen.reward, batch.reward) and torch.equal(seen.terminal, batch.terminal)
+    # Both observations say the same of the motor, and a dead one was sent anything from -1 to 1.
+    assert torch.equal(seen.next_obs[:, 3] == 0, dead)
+    assert (seen.action[~dead, 0] == 0).all()
+    assert seen.action[dead, 0].min() < -0.9 and seen.action[dead, 0].max() > 0.9
+
+
+def test_rollouts_are_made_with_what_the_motors_deliver(toy: Toy) -> None:
+    algorithm = make(toy, nominal_share=0.0, single_share=1.0, shared_share=0.0, dead_share=1.0)
+    algorithm.train_epoch()
+    kept = Batch.unpack(algorithm.replay.rows[: algorithm.replay.size], 4, 2)
+    gains = kept.obs[:, 2:]
+    assert set(gains.flatten().tolist()) == {0.0, 1.0} and (gains.sum(1) == 1).all()
+    assert torch.equal(gains, kept.next_obs[:, 2:])
+    # The toy moves by 0.3 times the command; along a dead motor it stands, but for the model's noise.
+    moved = (kept.next_obs - kept.obs)[:, :2]
+    assert moved[gains == 0].abs().mean() < 0.05 < moved[gains == 1].abs().mean()
+    assert kept.action[gains == 0].abs().mean() > 0.1, "a dead motor is sent something all the same"
+
+
+def test_an_untold_policy_reads_no_gains(toy: Toy) -> None:
+    algorithm = make(toy, told=False)
+    algorithm.train_epoch()
+    assert algorithm.context_dim == 0
+    assert algorithm.act_nominal(torch.zeros(3, 2)).shape == (3, 2)
+    assert len(algorithm.sac.obs_mean) == 2
+
+
+def test_settings_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(ValidationError, match="must not be more than 1"):
+        ActuatorAugWmConfig(nominal_share=0.5, single_share=0.4, shared_share=0.2)
+    with pytest.raises(UserError, match="gives no context of the kind actuator_gain; choose one of actuator_gain"):
+        ActuatorAugWmConfig(estimator="scale")
