@@ -93,7 +93,7 @@ def _all_have(cells: Any, keys: set[str]) -> bool:
 
 
 def _names(sources: Sequence[Source]) -> list[str]:
-    """Name each by its folder, with as many of those around it as tell them apart, and by its algorithm.
+    """Name each by its algorithm, where its folder does not tell that, and by as many folders as tell them apart.
 
     Raises:
         UserError: the same one is given twice.
@@ -105,13 +105,13 @@ def _names(sources: Sequence[Source]) -> list[str]:
         names = [_name(source, depth) for source in sources]
         if len(set(names)) == len(names):
             return names
-    return [f"{_name(source, 1)} ({number})" for number, source in enumerate(sources, start=1)]
+    return [f"{_name(source, 1)}-{number}" for number, source in enumerate(sources, start=1)]
 
 
 def _name(source: Source, depth: int) -> str:
     place = "/".join(source.places[-depth:])
     known = not source.algorithm or source.algorithm.lower() in place.lower()
-    return place if known else f"{place} ({source.algorithm})"
+    return place if known else f"{source.algorithm}-{place}"
 
 
 def _planned(source: Source, suites: Sequence[str], episodes: int, steps: int, seed: int) -> dict[str, Any]:

@@ -59,9 +59,9 @@ def test_names_are_as_short_as_they_can_be(tmp_path: Path) -> None:
         write_json(tmp_path / place / "validation.json", _report(place, PLAIN, algorithm=algorithm))
     write_json(tmp_path / "all" / "old-1.json", _report("old", PLAIN))
     a, b, mopo, best = (tmp_path / place for place in ("a/policy", "b/policy", "mopo-0", "best"))
-    assert _names(a, mopo) == ["policy (augwm)", "mopo-0"]
-    assert _names(a, b) == ["a/policy (augwm)", "b/policy (augwm)"]
-    assert _names(best / "validation.json", tmp_path / "all" / "old-1.json") == ["best (cql)", "old-1"]
+    assert _names(a, mopo) == ["augwm-policy", "mopo-0"]
+    assert _names(a, b) == ["augwm-a/policy", "augwm-b/policy"]
+    assert _names(best / "validation.json", tmp_path / "all" / "old-1.json") == ["cql-best", "old-1"]
 
 
 def test_a_bundle_and_the_report_in_it_are_two(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_a_bundle_and_the_report_in_it_are_two(make_bundle: Callable[..., Path],
     (tmp_path / "one.yaml").write_text("[{name: w0, gravity: 0.5}, {name: w1, gravity: 1.5}]")
     bundle = make_bundle()
     # Both are called tiny in the same folder, so that no longer name tells them apart.
-    with pytest.raises(UserError, match=r"^tiny \(1\) has the world 'w0' of suite 'one' and tiny \(2\) has not"):
+    with pytest.raises(UserError, match=r"^tiny-1 has the world 'w0' of suite 'one' and tiny-2 has not"):
         open_sources([bundle, tmp_path / "tiny"], [str(tmp_path / "one.yaml")], 2, 60, 0)
 
 
@@ -173,28 +173,28 @@ def test_command_validates_bundles_and_reads_reports(
     done = command_line("validate", f"compare=[{paths[0]},{paths[1]}]", *settings, f"output={tmp_path / 'first'}")
     assert done.code == 0, done.err
     assert sorted(path.name for path in (tmp_path / "first").iterdir()) == [
-        "adapts (tiny)",
         "compare.json",
-        "plain (tiny)",
         "report.html",
+        "tiny-adapts",
+        "tiny-plain",
     ]
-    reports = [tmp_path / "first" / f"{name} (tiny)" for name in ("adapts", "plain")]
+    reports = [tmp_path / "first" / f"tiny-{name}" for name in ("adapts", "plain")]
     columns = make_section(
         "t",
         {name: json.loads((path / "validation.json").read_text()) for name, path in zip("ab", reports, strict=True)},
     )
     said = json.loads((tmp_path / "first" / "compare.json").read_text())
-    assert [bundle["name"] for bundle in said["bundles"]] == ["adapts (tiny)", "plain (tiny)"]
+    assert [bundle["name"] for bundle in said["bundles"]] == ["tiny-adapts", "tiny-plain"]
     (scope,) = said["scopes"]
     a, b = columns.columns[1], columns.columns[2]
     worlds = a.worlds()
-    assert scope["scores"]["adapts (tiny) inferred"] == interval(a, worlds, 4900.0)._asdict()
+    assert scope["scores"]["tiny-adapts inferred"] == interval(a, worlds, 4900.0)._asdict()
     last = scope["differences"][-1]
-    assert (last["a"], last["b"]) == ("plain (tiny)", "adapts (tiny) inferred")
+    assert (last["a"], last["b"]) == ("tiny-plain", "tiny-adapts inferred")
     assert last["point"] == paired_difference(b, a, worlds, 4900.0).interval.point
     assert [world["name"] for world in said["worlds"]] == ["original", "heavy", "late"]
     page = (tmp_path / "first" / "report.html").read_text()
-    assert f"{scope['scores']['plain (tiny)']['point']:.2f} (" in page
+    assert f"{scope['scores']['tiny-plain']['point']:.2f} (" in page
 
     # The reports that were left there give the same numbers, and nothing is run again.
     again = command_line(
@@ -213,6 +213,6 @@ def test_command_validates_bundles_and_reads_reports(
     ]
     assert sorted(path.name for path in (tmp_path / "second").iterdir()) == [
         "compare.json",
-        "plain (tiny)",
         "report.html",
+        "tiny-plain",
     ]
