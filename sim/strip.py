@@ -22,7 +22,7 @@ from sim.rollout import LoopCommand, run_episodes
 from sim.scores import Column, World
 
 # The way to OpenGL, and the camera, are the video's.
-from sim.video import HEIGHT, WIDTH, _Camera, _find_backend, _variable
+from sim.video import HEIGHT, WIDTH, Camera, find_backend, variable
 
 FRAMES = 7
 TITLES = {"nominal": "without adaptation", "inferred": "adapted"}
@@ -82,12 +82,12 @@ def make_strip(bundle: Bundle, suite: str, world: Perturbation, seed: int, steps
     Raises:
         NoGraphicsError: MuJoCo cannot render here.
     """
-    backend = _find_backend()
+    backend = find_backend()
     first, last = ([*world.change_steps, steps] if world.change_steps else [0, steps])[:2]
     shown = np.linspace(first, last - 1, FRAMES).astype(int).tolist()
     episodes = [_episode(bundle, context, world, seed, steps, shown) for context in TITLES]
     states = np.concatenate([states for states, _ in episodes])
-    with _variable("MUJOCO_GL", backend), ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    with variable("MUJOCO_GL", backend), ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         pictures = pool.submit(_render, bundle.manifest.env, states).result()
     rows = [
         (title, pictures[index * FRAMES : (index + 1) * FRAMES], returns)
@@ -118,7 +118,7 @@ def _episode(
 
 def _render(env: str, states: np.ndarray) -> list[str]:
     """Render states as data URIs; in a process of its own, since MuJoCo chooses its OpenGL when it is imported."""
-    camera = _Camera(make_environment(env))
+    camera = Camera(make_environment(env))
     # The camera leaves the robot much room, more of it above than below, which a small picture has not.
     rows, columns = slice(HEIGHT // 4, HEIGHT * 11 // 12), slice(WIDTH // 6, WIDTH * 5 // 6)
     pictures = [_data_uri(camera.image(state)[rows, columns]) for state in states]

@@ -284,16 +284,15 @@ def _validate_one(settings: Settings) -> Table:
 def _compare(settings: Settings, paths: list[Path]) -> Table:
     """Validate what is a bundle, read what is a report, set all side by side, and return the table to print."""
     sources = open_sources(paths, settings.suites, settings.episodes, settings.steps, settings.seed)
-    reports = {
-        name: source.report or _run(settings, source.path, f"validate {name}") for name, source in sources.items()
-    }
-    command = _command(f"compare=[{','.join(map(str, paths))}]", settings)
+    reports = {name: of.report or _run(settings, of.path, f"validate {name}") for name, of in sources.items()}
+    runs = any(source.report is None for source in sources.values())
+    command = _command(f"compare=[{','.join(map(str, paths))}]", settings, runs)
     section = write_comparison(settings.output, sources, reports, command)
     return score_table(section.columns, section.yardstick)
 
 
-def _command(what: str, settings: Settings) -> str:
-    """The command that repeats a run."""
+def _command(what: str, settings: Settings, runs: bool = True) -> str:
+    """The command that repeats it; the settings of a run are left out where nothing is run."""
     lists = f"perturbations=[{','.join(settings.suites)}] contexts=[{','.join(settings.contexts)}]"
-    numbers = f"episodes={settings.episodes} steps={settings.steps} seed={settings.seed}"
-    return f"surefoot validate {what} {lists} {numbers} output={settings.output}"
+    run = f" {lists} episodes={settings.episodes} steps={settings.steps} seed={settings.seed}" if runs else ""
+    return f"surefoot validate {what}{run} output={settings.output}"

@@ -42,12 +42,16 @@ def write_video(path: Path, env: str, runs: Mapping[str, np.ndarray], captions: 
         UserError: the place cannot be written.
     """
     # MuJoCo reads the variable once, when it is imported, so it takes another process.
-    with _variable("MUJOCO_GL", _find_backend()), ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    with variable("MUJOCO_GL", find_backend()), ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         pool.submit(_render, path, env, dict(runs), dict(captions)).result()
 
 
-def _find_backend() -> str:
-    """Return the way to OpenGL that works here, of those that MuJoCo knows."""
+def find_backend() -> str:
+    """Return the way to OpenGL that works here, of those that MuJoCo knows.
+
+    Raises:
+        NoGraphicsError: none does.
+    """
     given = os.environ.get("MUJOCO_GL")
     backends = (given,) if given else BACKENDS
     for backend in backends:
@@ -61,7 +65,7 @@ def _find_backend() -> str:
 
 
 @contextmanager
-def _variable(name: str, value: str) -> Iterator[None]:
+def variable(name: str, value: str) -> Iterator[None]:
     """Set an environment variable for the processes that are started in the block."""
     before = os.environ.get(name)
     os.environ[name] = value
@@ -76,7 +80,7 @@ def _variable(name: str, value: str) -> Iterator[None]:
 def _render(path: Path, env: str, runs: dict[str, np.ndarray], captions: dict[str, Sequence[str]]) -> None:
     """Render all frames and encode them."""
     environment = make_environment(env)
-    camera, rate = _Camera(environment), round(1 / environment.control_dt)
+    camera, rate = Camera(environment), round(1 / environment.control_dt)
     with atomic_path(path) as draft, closing(imageio.get_writer(draft, format="FFMPEG", fps=rate)) as writer:
         for frame in range(len(next(iter(runs.values())))):
             images = [
@@ -86,8 +90,12 @@ def _render(path: Path, env: str, runs: dict[str, np.ndarray], captions: dict[st
     camera.close()
 
 
-class _Camera:
-    """Follows the robot; plain light and no antialiasing, which is several times faster in software."""
+class Camera:
+    """Follows the robot; plain light and no antialiasing, which is several times faster in software.
+
+    Args:
+        environment: the task.
+    """
 
     def __init__(self, environment: Environment) -> None:
         self._model = environment.model()

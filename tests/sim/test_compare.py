@@ -195,6 +195,7 @@ def test_command_validates_bundles_and_reads_reports(
     assert [world["name"] for world in said["worlds"]] == ["original", "heavy", "late"]
     page = (tmp_path / "first" / "report.html").read_text()
     assert f"{scope['scores']['tiny-plain']['point']:.2f} (" in page
+    assert f"surefoot validate compare=[{paths[0]},{paths[1]}] perturbations=[{suite}]" in page
 
     # The reports that were left there give the same numbers, and nothing is run again.
     again = command_line(
@@ -216,3 +217,9 @@ def test_command_validates_bundles_and_reads_reports(
         "report.html",
         "tiny-plain",
     ]
+    # Where nothing is run, the settings of a run are no part of what repeats it.
+    read = [tmp_path / "x", tmp_path / "second" / "tiny-plain"]
+    third = command_line("validate", f"compare=[{read[0]},{read[1]}]", f"output={tmp_path / 'third'}")
+    assert third.code == 0, third.err
+    page = (tmp_path / "third" / "report.html").read_text()
+    assert f"surefoot validate compare=[{read[0]},{read[1]}] output={tmp_path / 'third'}" in page
