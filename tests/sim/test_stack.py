@@ -138,6 +138,8 @@ class Running:
     def __init__(self, bundle: Path) -> None:
         self.output = bundle.parent / "run"
         code = (
+            # Whoever runs the tests in the background has them, and what they start, ignore SIGINT.
+            "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             "from pathlib import Path; from sim.stack import StackSettings, run_ros2\n"
             f"run_ros2(StackSettings(bundle=Path({str(bundle)!r}), output=Path({str(self.output)!r}), steps=10**9))"
         )
