@@ -14,7 +14,29 @@ MIN_CHANGE = 1.0
 """Predicted changes smaller than this many predicted standard deviations divide nothing: their scaling is nominal."""
 
 
-class ActuatorOracle:
+class _Oracle:
+    """What estimators that look instead of estimating have in common."""
+
+    def __init__(self, plant: BatchedPlant, bundle: Bundle) -> None:
+        context = bundle.manifest.context
+        if context is None:
+            raise ValueError(f"{bundle.path} takes no context")
+        self.plant, self.spec = plant, context
+        self.low, self.high, self.nominal = (np.asarray(v) for v in (context.low, context.high, context.nominal))
+
+    def reset(self) -> None:
+        """Nothing is remembered, so nothing is forgotten."""
+
+    def update(self, obs: np.ndarray, action: np.ndarray, next_obs: np.ndarray, valid: Any = None) -> None:
+        """Nothing is learned from a transition."""
+
+    def health(self) -> Health:
+        """Return full confidence: nothing is estimated."""
+        lanes = len(self.plant)
+        return Health(np.zeros(lanes), np.ones(lanes), np.zeros(lanes, bool))
+
+
+class ActuatorOracle(_Oracle):
     """A context estimator that looks: it reads the gain of every actuator off the true simulator.
 
     Args:
@@ -25,29 +47,16 @@ class ActuatorOracle:
     needs_action = False
 
     def __init__(self, plant: BatchedPlant, bundle: Bundle) -> None:
-        context = bundle.manifest.context
-        assert context is not None
-        self.plant, self.original = plant, plant.environment.model().actuator_gainprm[:, 0]
-        self.low, self.high, self.nominal = (np.asarray(v) for v in (context.low, context.high, context.nominal))
-
-    def reset(self) -> None:
-        """Nothing is remembered, so nothing is forgotten."""
-
-    def update(self, obs: np.ndarray, action: np.ndarray, next_obs: np.ndarray, valid: Any = None) -> None:
-        """Nothing is learned from a transition."""
+        super().__init__(plant, bundle)
+        self.original = plant.environment.model().actuator_gainprm[:, 0]
 
     def context(self, obs: np.ndarray, action: np.ndarray | None) -> np.ndarray:
         """Return the true gains `(n, act_dim)`, within the range of the context."""
         gains = np.array([model.actuator_gainprm[:, 0] for model in self.plant.models]) / self.original
         return np.clip(self.nominal * gains, self.low, self.high)
 
-    def health(self) -> Health:
-        """Return full confidence: nothing is estimated."""
-        lanes = len(self.plant)
-        return Health(np.zeros(lanes), np.ones(lanes), np.zeros(lanes, bool))
 
-
-class OracleEstimator:
+class OracleEstimator(_Oracle):
     """A context estimator that looks: it steps the true simulator once under the candidate action.
 
     z = true change / change predicted for the original environment, elementwise, times the nominal context, clipped to
@@ -65,18 +74,9 @@ class OracleEstimator:
     needs_action = True
 
     def __init__(self, plant: BatchedPlant, bundle: Bundle) -> None:
-        self.plant, self.predict_change = plant, bundle.predict_change
-        context = bundle.manifest.context
-        if context is None:
-            raise ValueError(f"{bundle.path} takes no context")
-        self.shared = context.estimator == "shared_scale"
-        self.low, self.high, self.nominal = (np.asarray(v) for v in (context.low, context.high, context.nominal))
-
-    def reset(self) -> None:
-        """Nothing is remembered, so nothing is forgotten."""
-
-    def update(self, obs: np.ndarray, action: np.ndarray, next_obs: np.ndarray, valid: Any = None) -> None:
-        """Nothing is learned from a transition."""
+        super().__init__(plant, bundle)
+        self.predict_change = bundle.predict_change
+        self.shared = self.spec.estimator == "shared_scale"
 
     def context(self, obs: np.ndarray, action: np.ndarray | None) -> np.ndarray:
         """Return the true scaling `(n, obs_dim)` for the candidate actions `(n, act_dim)` at the plant's states."""
@@ -94,11 +94,6 @@ class OracleEstimator:
         else:
             ratio = true / np.where(large, predicted, 1.0)
         return np.where(large, np.clip(self.nominal * ratio, self.low, self.high), self.nominal)
-
-    def health(self) -> Health:
-        """Return full confidence: nothing is estimated."""
-        lanes = len(self.plant)
-        return Health(np.zeros(lanes), np.ones(lanes), np.zeros(lanes, bool))
 
 
 def make_oracle(plant: BatchedPlant, bundle: Bundle) -> OracleEstimator | ActuatorOracle:
