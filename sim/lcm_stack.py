@@ -17,8 +17,7 @@ from adapters.errors import UserError
 from adapters.progress import progress_bar
 from deploy.bundle import Bundle
 from sim.environments import make_environment
-from sim.mujoco_plant import find_world
-from sim.perturb import require_in_time
+from sim.mujoco_plant import name_world
 from sim.supervisor import POLL, Supervisor, interruptible
 
 if TYPE_CHECKING:
@@ -90,11 +89,8 @@ def show_run(settings: LcmSettings) -> None:
 def _commands(settings: LcmSettings) -> dict[str, tuple[str, list[str]]]:
     """Module and command line of each process; what makes no sense is refused before any starts."""
     bundle = Bundle.load(settings.bundle, settings.public_key)
-    if (settings.suite is None) != (settings.world is None):
-        raise UserError("perturbations=SUITE and world=NAME go together; give both or neither.")
-    place = "none" if settings.suite is None else f"{settings.suite}:{settings.world}"
-    world = find_world(place, settings.at_step, make_environment(bundle.manifest.env))
-    require_in_time(world, settings.steps)
+    environment = make_environment(bundle.manifest.env)
+    place = name_world(settings.suite, settings.world, settings.at_step, settings.steps, environment)
     url = [] if settings.url is None else ["--url", settings.url]
     runner = [str(settings.bundle), *url, "--soft-start", str(settings.soft_start)]
     runner += [] if settings.adapt else ["--context", "nominal"]

@@ -12,7 +12,7 @@ from adapters.errors import UserError
 from adapters.files import atomic_path
 from deploy.spec import RobotDescription
 from sim.environments import Environment
-from sim.perturb import NOMINAL, Perturbation, load_suite
+from sim.perturb import NOMINAL, Perturbation, load_suite, require_in_time
 from sim.perturbed_plant import PerturbedPlant
 from sim.sensing import noise_generator
 from sim.worlds import timeline
@@ -47,6 +47,19 @@ def find_world(place: str, at_step: int | None = None, environment: Environment 
             raise UserError(f"the suite {suite} has no world '{name}'; choose one of {', '.join(worlds)}.")
         world = worlds[name]
     return world if at_step is None else world.starting_at(at_step)
+
+
+def name_world(suite: str | None, world: str | None, at_step: int | None, steps: int, environment: Environment) -> str:
+    """Return where `find_world` finds one world of a suite, or none where neither is given.
+
+    Raises:
+        UserError: one is given without the other, there is no such world, or it changes after the last of the steps.
+    """
+    if (suite is None) != (world is None):
+        raise UserError("perturbations=SUITE and world=NAME go together; give both or neither.")
+    place = "none" if suite is None else f"{suite}:{world}"
+    require_in_time(find_world(place, at_step, environment), steps)
+    return place
 
 
 class MujocoPlant:

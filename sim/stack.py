@@ -21,8 +21,7 @@ from adapters.errors import UserError
 from adapters.progress import progress_bar
 from deploy.bundle import Bundle
 from sim.environments import make_environment
-from sim.mujoco_plant import find_world
-from sim.perturb import require_in_time
+from sim.mujoco_plant import name_world
 from sim.supervisor import POLL, Supervisor, interruptible
 
 # Each process in the order of its start, its module, and what it says when it is ready. The robot comes last: it begins
@@ -138,11 +137,8 @@ def ros_environment(settings: StackSettings) -> dict[str, str]:
 def _parameters(settings: StackSettings, record: Path, bag: Path) -> dict[str, dict[str, Any]]:
     """The parameters of every node; a mistake is found here, before any process starts."""
     bundle = Bundle.load(settings.bundle, settings.public_key)
-    if (settings.suite is None) != (settings.world is None):
-        raise UserError("perturbations=SUITE and world=NAME go together; give both or neither.")
-    place = "none" if settings.suite is None else f"{settings.suite}:{settings.world}"
-    world = find_world(place, settings.at_step, make_environment(bundle.manifest.env))
-    require_in_time(world, settings.steps)
+    environment = make_environment(bundle.manifest.env)
+    place = name_world(settings.suite, settings.world, settings.at_step, settings.steps, environment)
     return {
         "policy": {
             "bundle": str(settings.bundle),

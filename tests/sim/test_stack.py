@@ -114,6 +114,10 @@ def test_dry_run_sends_no_command_of_the_policy(bundle: Path) -> None:
     [
         ({"dry_run": True}, "add realtime=true"),
         ({"world": "dead-ffoot"}, "go together"),
+        (
+            {"suite": "joint-failure", "world": "dead-ffoot", "at_step": 5000, "steps": 100},
+            "at_step 5000 is past the episode's 100 steps",
+        ),
         ({"suite": "joint-failure", "world": "dead-tail"}, "has no world 'dead-tail'"),
     ],
 )
