@@ -43,7 +43,7 @@ class DatasetConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: str
-    path: str | None
+    path: str | list[str] | None
     env: str | None = None
     control_dt: float | None = None
 

@@ -1,4 +1,4 @@
-"""`surefoot collect`: a data set of behaviour policies rolled out in MuJoCo, many at once, or of a robot's log."""
+"""`surefoot collect`: a data set of policies rolled out in MuJoCo, many at once, or of a robot's log."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import mujoco
 import numpy as np
@@ -18,6 +18,7 @@ from adapters.command import command
 from adapters.datasets import Metadata, TransitionDataset, save_npz
 from adapters.errors import UserError
 from adapters.progress import MoveBar, progress_bar
+from deploy.bundle import Bundle
 from sim.environments import Environment, make_environment
 from sim.logs import find_robot, read_log
 from sim.plant import BatchedPlant
@@ -29,7 +30,13 @@ ALIASES = {"robot=": "description="}
 EPISODE_STEPS = 1000
 SNAPSHOTS = resources.files("sim.behaviour")
 
+Stage = TypeVar("Stage")
+
 RECIPES = ("random", "medium", "mixed", "medium-expert")
+
+
+# Share of the stretches in which a bundle's policy acts with noise; in the others it acts as on the robot.
+NOISY = 0.5
 
 
 class Policy(Protocol):
@@ -38,8 +45,14 @@ class Policy(Protocol):
     def draw(self, generator: np.random.Generator) -> np.ndarray:
         """Return the noise of one episode, `(EPISODE_STEPS, act_dim)`."""
 
-    def act(self, observations: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        """Return actions `(n, act_dim)` float32 for observations `(n, obs_dim)` and noise `(n, act_dim)`."""
+    def act(self, observations: np.ndarray, noise: np.ndarray, gains: np.ndarray) -> np.ndarray:
+        """Return actions `(n, act_dim)` float32.
+
+        Args:
+            observations: `(n, obs_dim)`.
+            noise: `(n, act_dim)`, of this step.
+            gains: `(n, act_dim)`, what share of the action each motor will get.
+        """
 
 
 class UniformPolicy:
@@ -52,7 +65,7 @@ class UniformPolicy:
         """Draw the actions themselves."""
         return generator.uniform(self._low, self._high, (EPISODE_STEPS, len(self._low)))
 
-    def act(self, observations: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    def act(self, observations: np.ndarray, noise: np.ndarray, gains: np.ndarray) -> np.ndarray:
         """Return the drawn actions, whatever was observed."""
         return noise.astype(np.float32)
 
@@ -76,10 +89,48 @@ class SnapshotPolicy:
         """Draw standard normal noise."""
         return generator.standard_normal((EPISODE_STEPS, self._environment.act_dim))
 
-    def act(self, observations: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    def act(self, observations: np.ndarray, noise: np.ndarray, gains: np.ndarray) -> np.ndarray:
         """Sample actions with the noise."""
         mean, log_std = self._session.run(["mean", "log_std"], {"obs": observations.astype(np.float32)})
         return self._environment.commands(np.tanh(mean + np.exp(log_std) * noise)).astype(np.float32)
+
+
+class BundlePolicy:
+    """A bundle's policy, half of the time with Gaussian noise on its commands.
+
+    One that reads the motors' gains is told those that they will get, another that nothing has changed.
+
+    Args:
+        path: the bundle.
+        environment: the task.
+        noise: standard deviation, as a share of half the commands' range.
+
+    Raises:
+        UserError: the bundle is not whole, or its policy is of another environment.
+    """
+
+    def __init__(self, path: str, environment: Environment, noise: float) -> None:
+        self._bundle, self._environment = Bundle.load(path), environment
+        if (found := self._bundle.manifest.env) != environment.name:
+            raise UserError(f"{path} is a bundle for env={found}, not for env={environment.name}; give env={found}.")
+        half_range = 0.5 * (environment.action_high - environment.action_low)
+        self._scale = noise * half_range
+
+    def draw(self, generator: np.random.Generator) -> np.ndarray:
+        """Draw what is added to the commands."""
+        noise = generator.standard_normal((EPISODE_STEPS, self._environment.act_dim)) * self._scale
+        return noise * (generator.random() < NOISY)
+
+    def act(self, observations: np.ndarray, noise: np.ndarray, gains: np.ndarray) -> np.ndarray:
+        """Act as on the robot, with the noise."""
+        action = self._bundle.act(observations, self._context(gains)) + noise
+        return action.clip(self._environment.action_low, self._environment.action_high).astype(np.float32)
+
+    def _context(self, gains: np.ndarray) -> np.ndarray | None:
+        spec = self._bundle.manifest.context
+        if spec is None:
+            return None
+        return gains if spec.kind == "actuator_gain" else np.tile(spec.nominal, (len(gains), 1))
 
 
 def recipe_policies(recipe: str, environment: Environment) -> tuple[int, ...]:
@@ -130,8 +181,10 @@ def collect(
     episodes_in_parallel: int = 50,
     threads: int = 1,
     weakened: float = 0.0,
+    bundles: Sequence[str] = (),
+    noise: float = 0.0,
 ) -> TransitionDataset:
-    """Roll a recipe's policies out in stretches of `EPISODE_STEPS` steps, each of which ends in a timeout.
+    """Roll policies out in stretches of `EPISODE_STEPS` steps, each of which ends in a timeout.
 
     Where an episode ends before, the next begins within the same stretch. Start states and noise of a stretch depend on
     the seed and its place in the data alone; how many are simulated side by side can only change how the policy's
@@ -145,29 +198,38 @@ def collect(
         episodes_in_parallel: how many stretches are simulated side by side.
         threads: how many threads step the simulator; the result does not depend on it.
         weakened: share of the time in which motors get less than the policy asks for (`sim/weakening.py`).
+        bundles: bundles whose policies act in turn, an equal share each; where there are none, the recipe's do.
+        noise: of the bundles' policies (`BundlePolicy`).
 
     Raises:
         UserError: a setting is not possible.
     """
     if not 0 <= weakened <= 1:
         raise UserError(f"weakened={weakened} is no share of the time; give a number from 0 to 1.")
+    if not 0 <= noise <= 1:
+        raise UserError(f"noise={noise} is no share of the commands' range; give a number from 0 to 1.")
+    if noise and not bundles:
+        raise UserError("the policies of a recipe have their own noise; leave noise out, or give bundle=BUNDLE.")
     environment = make_environment(env)
-    stages = recipe_policies(recipe, environment)
-    schedule = policy_schedule(stages, steps)
-    policies: dict[int, Policy] = {
-        trained: SnapshotPolicy(environment, trained) if trained else UniformPolicy(environment) for trained in stages
-    }
+    policies: list[Policy] = (
+        [BundlePolicy(path, environment, noise) for path in bundles]
+        if bundles
+        else [_recipe_policy(environment, trained) for trained in recipe_policies(recipe, environment)]
+    )
+    schedule = policy_schedule(policies, steps)
     generators = np.random.default_rng(seed).spawn(len(schedule))
     batches = []
-    with progress_bar(f"collecting {recipe}", steps) as move:
+    kind = f"bundle=[{','.join(bundles)}] noise={noise}" if bundles else f"recipe={recipe}"
+    with progress_bar("collecting" if bundles else f"collecting {recipe}", steps) as move:
         for start in range(0, len(schedule), episodes_in_parallel):
             rows = slice(start, start + episodes_in_parallel)
-            acting = [policies[trained] for trained in schedule[rows]]
             drawn = generators[rows]
-            batches.append(_roll_out(environment, acting, drawn, weakened, threads, move, start * EPISODE_STEPS))
+            batches.append(
+                _roll_out(environment, schedule[rows], drawn, weakened, threads, move, start * EPISODE_STEPS)
+            )
     arrays = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
     source = (
-        f"surefoot collect env={env} recipe={recipe} steps={steps} seed={seed} "
+        f"surefoot collect env={env} {kind} steps={steps} seed={seed} "
         f"episodes_in_parallel={episodes_in_parallel}{f' weakened={weakened}' * bool(weakened)}, "
         f"{environment.task_id}, mujoco {mujoco.__version__}"
     )
@@ -175,7 +237,12 @@ def collect(
     return TransitionDataset.from_arrays(arrays, metadata, file="the collected data")
 
 
-def policy_schedule(stages: Sequence[int], steps: int) -> list[int]:
+def _recipe_policy(environment: Environment, trained_steps: int) -> Policy:
+    """Return the policy after so many control steps of training; 0 is the one that acts at random."""
+    return SnapshotPolicy(environment, trained_steps) if trained_steps else UniformPolicy(environment)
+
+
+def policy_schedule(stages: Sequence[Stage], steps: int) -> list[Stage]:
     """Return the policy of every stretch of `EPISODE_STEPS` steps: equal consecutive shares.
 
     Raises:
@@ -184,7 +251,7 @@ def policy_schedule(stages: Sequence[int], steps: int) -> list[int]:
     stretches, rest = divmod(steps, EPISODE_STEPS)
     if rest or stretches < len(stages):
         raise UserError(
-            f"steps={steps} does not do for this recipe; give a multiple of {EPISODE_STEPS} that is at least "
+            f"steps={steps} does not do for these policies; give a multiple of {EPISODE_STEPS} that is at least "
             f"{EPISODE_STEPS * len(stages)}."
         )
     return [stages[stretch * len(stages) // stretches] for stretch in range(stretches)]
@@ -215,16 +282,19 @@ def _roll_out(
     states = np.concatenate([environment.initial_states(generator, 1) for generator in generators])
     noise = np.stack([policy.draw(generator) for policy, generator in zip(policies, generators, strict=True)])
     shape = (EPISODE_STEPS, environment.act_dim, weakened)
-    gains = np.stack([draw_weakening(generator, *shape) for generator in generators]) if weakened else None
+    gains = (
+        np.stack([draw_weakening(generator, *shape) for generator in generators])
+        if weakened
+        else np.ones((lanes, EPISODE_STEPS, environment.act_dim))
+    )
     groups = [(policy, [i for i, p in enumerate(policies) if p is policy]) for policy in dict.fromkeys(policies)]
     with BatchedPlant(environment, [environment.model()] * lanes, threads) as plant:
         observations = plant.reset(states=states)
         for step in range(EPISODE_STEPS):
             actions = arrays["actions"][:, step]
             for policy, rows in groups:
-                actions[rows] = policy.act(observations[rows], noise[rows, step])
-            if gains is not None:
-                actions *= gains[:, step]
+                actions[rows] = policy.act(observations[rows], noise[rows, step], gains[rows, step])
+            actions *= gains[:, step]
             arrays["observations"][:, step] = observations
             observations, arrays["rewards"][:, step], arrays["terminals"][:, step] = plant.step(actions)
             arrays["next_observations"][:, step] = observations
@@ -270,6 +340,8 @@ def _rolled_out(config: DictConfig) -> TransitionDataset:
         episodes_in_parallel=config.episodes_in_parallel,
         threads=config.threads,
         weakened=config.weakened,
+        bundles=[config.bundle] if isinstance(config.bundle, str) else list(config.bundle or []),
+        noise=config.noise,
     )
 
 

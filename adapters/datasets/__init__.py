@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.resources
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +27,17 @@ Read = tuple[dict[str, np.ndarray], Metadata]
 
 
 def load_dataset(
-    path: str | Path, env: str | None = None, control_dt: float | None = None, layout: LogLayout | None = None
+    path: str | Path | Sequence[str | Path],
+    env: str | None = None,
+    control_dt: float | None = None,
+    layout: LogLayout | None = None,
 ) -> TransitionDataset:
     """Read and check a data set; what stands at the path decides the reader.
 
     Args:
-        path: an npz file, an HDF5 file (.hdf5 or .h5), a Minari folder, an LCM log (.lcm or lcmlog-*) or a bag of
-            ROS 2 (.mcap, .db3 or their folder); `package://` begins the path of a file that is shipped with Surefoot.
+        path: one, or several that are joined: an npz file, an HDF5 file (.hdf5 or .h5), a Minari folder, an LCM log
+            (.lcm or lcmlog-*) or a bag of ROS 2 (.mcap, .db3 or their folder); `package://` begins the path of a file
+            that is shipped with Surefoot.
         env: environment or robot id; needed where the file does not say it.
         control_dt: control period in seconds; needed where the file does not say it, as no robot's log does.
         layout: what a robot's log is to be read as; without one, rewards are 0 and a bag cannot be read.
@@ -41,6 +46,10 @@ def load_dataset(
         UserError: nothing readable stands there, the data is malformed (see `checks.checked_arrays`), altered since it
             was written, or says something else than `env` or `control_dt`.
     """
+    if not isinstance(path, str | Path):
+        if not path:
+            raise UserError("there is no data set in the empty list of paths; give one at least.")
+        return TransitionDataset.join([load_dataset(one, env, control_dt, layout) for one in path])
     place = _resolve(str(path))
     arrays, metadata = _read(place, control_dt, layout)
     if env and metadata.env and env != metadata.env:

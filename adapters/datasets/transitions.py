@@ -91,6 +91,26 @@ class TransitionDataset:
         digest = hashlib.sha256(dataset.packed().tobytes() + dataset.timeouts.tobytes()).hexdigest()
         return dataclasses.replace(dataset, metadata=dataclasses.replace(metadata, sha256=digest))
 
+    @classmethod
+    def join(cls, datasets: Sequence[TransitionDataset]) -> TransitionDataset:
+        """Put data sets of one robot one after another; where one simply stopped, its last row becomes a timeout.
+
+        Raises:
+            UserError: they are of different robots, control periods or terms.
+        """
+        first = datasets[0].metadata
+        for other in (dataset.metadata for dataset in datasets[1:]):
+            for field in ("env", "control_dt", "observation_names", "action_names"):
+                if getattr(first, field) != getattr(other, field):
+                    raise UserError(
+                        f"the data sets cannot be joined: {field} is {getattr(first, field)} in one and "
+                        f"{getattr(other, field)} in another; give logs of one robot."
+                    )
+        parts = [dataset.select_episodes(range(len(dataset.episode_slices()))).arrays() for dataset in datasets]
+        arrays = {name: np.concatenate([part[name] for part in parts]) for name in FIELDS}
+        source = "; ".join(dataset.metadata.source for dataset in datasets)
+        return cls.from_arrays(arrays, dataclasses.replace(first, source=source), file="the joined data sets")
+
     def __len__(self) -> int:
         return len(self.observations)
 

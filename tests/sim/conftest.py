@@ -38,27 +38,32 @@ STD = np.full(OBS, 0.02, np.float32)
 
 @pytest.fixture
 def make_bundle(tmp_path: Path) -> Callable[..., Path]:
-    """Return a function that writes a tiny bundle: `make_bundle(context=True, spare_terms=0, env="halfcheetah")`."""
+    """Return a function that writes a tiny bundle: `make_bundle(context=True, spare_terms=0, env="halfcheetah")`.
 
-    def make(context: bool = True, spare_terms: int = 0, env: str = "halfcheetah") -> Path:
+    With `gains=True` its context is one gain for each actuator.
+    """
+
+    def make(
+        context: bool = True, spare_terms: int = 0, env: str = "halfcheetah", gains: bool = False, name: str = "tiny"
+    ) -> Path:
         generator = np.random.default_rng(0)
-        size = OBS + spare_terms
+        size, dim = OBS + spare_terms, (ACT if gains else OBS) * context
         obs = generator.standard_normal((64, size)).astype(np.float32)
         golden = {"obs": obs}
         lean = np.zeros((64, ACT), np.float32)
         if context:
-            golden["context"] = generator.uniform(0.5, 1.5, (64, OBS)).astype(np.float32)
-            lean = (golden["context"] - 1) @ LEAN
+            golden["context"] = generator.uniform(0.5, 1.5, (64, dim)).astype(np.float32)
+            lean = (golden["context"] - 1) @ LEAN[:dim]
         golden["action"] = np.tanh(obs[:, :OBS] @ POLICY + lean)
         if context:
             golden["delta"] = obs @ MOTION + golden["action"] @ PUSH
             golden["std"] = np.tile(STD, (64, 1))
-        path = tmp_path / "tiny.bundle"
+        path = tmp_path / f"{name}.bundle"
         write_bundle(
             path,
-            policy=_policy(size, context),
+            policy=_policy(size, dim),
             dynamics=_dynamics() if context else None,
-            spec=_spec(size, context, env),
+            spec=_spec(size, dim, env),
             golden=golden,
         )
         return path
@@ -66,13 +71,13 @@ def make_bundle(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-def _policy(size: int, context: bool) -> bytes:
+def _policy(size: int, dim: int) -> bytes:
     """The graph of tanh(obs POLICY + (context - 1) LEAN)."""
     constants = {"policy": np.concatenate([POLICY, np.zeros((size - OBS, ACT), np.float32)])}
-    if not context:
+    if not dim:
         nodes = [helper.make_node("MatMul", ["obs", "policy"], ["sum"])]
     else:
-        constants |= {"one": np.ones(OBS), "lean": LEAN}
+        constants |= {"one": np.ones(dim), "lean": LEAN[:dim]}
         nodes = [
             helper.make_node("Sub", ["context", "one"], ["change"]),
             helper.make_node("MatMul", ["change", "lean"], ["leaning"]),
@@ -80,7 +85,7 @@ def _policy(size: int, context: bool) -> bytes:
             helper.make_node("Add", ["damping", "leaning"], ["sum"]),
         ]
     nodes.append(helper.make_node("Tanh", ["sum"], ["action"]))
-    return _graph({"obs": size} | ({"context": OBS} if context else {}), {"action": ACT}, nodes, constants)
+    return _graph({"obs": size} | ({"context": dim} if dim else {}), {"action": ACT}, nodes, constants)
 
 
 def _dynamics() -> bytes:
@@ -111,7 +116,7 @@ def _graph(inputs: dict[str, int], outputs: dict[str, int], nodes: list[Any], co
     return model.SerializeToString()
 
 
-def _spec(size: int, context: bool, env: str) -> BundleSpec:
+def _spec(size: int, dim: int, env: str) -> BundleSpec:
     names = [*ENVIRONMENT.observation_names, *(f"spare{index}" for index in range(size - OBS))]
     return BundleSpec(
         env=env,
@@ -124,16 +129,16 @@ def _spec(size: int, context: bool, env: str) -> BundleSpec:
             ),
         ),
         context=ContextSpec(
-            kind="delta_scale",
-            dim=OBS,
-            nominal=(1.0,) * OBS,
-            low=(-100.0,) * OBS,
-            high=(100.0,) * OBS,
-            estimator="scale",
+            kind="delta_scale" if dim == OBS else "actuator_gain",
+            dim=dim,
+            nominal=(1.0,) * dim,
+            low=(-100.0,) * dim,
+            high=(100.0,) * dim,
+            estimator="scale" if dim == OBS else "actuator_gain",
             # The toy dynamics explain nothing; the context is to be used all the same.
             settings={"min_explained": -1e9},
         )
-        if context
+        if dim
         else None,
         provenance=Provenance(algorithm="tiny", config={}, dataset_sha256="0" * 64, seed=0, commit=None, versions={}),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,13 @@ import pytest
 import surefoot
 from adapters.datasets import TransitionDataset, load_dataset
 from adapters.errors import UserError
+from deploy.bundle import Bundle
 from sim.collect import SNAPSHOTS, collect, policy_schedule, recipe_policies, shipped_environments, shipped_policies
 from sim.environments import Behaviour, make_environment
 from sim.plant import BatchedPlant
+from sim.weakening import draw_weakening
+
+ENVIRONMENT = make_environment("halfcheetah")
 
 
 @pytest.mark.parametrize(
@@ -166,6 +171,44 @@ def test_random_actions_are_uniform() -> None:
     assert (actions**4).mean() / actions.var() ** 2 == pytest.approx(1.8, abs=0.05)
 
 
+def test_a_bundle_acts_in_the_place_of_a_recipe(make_bundle: Callable[..., Path]) -> None:
+    first, second = make_bundle(), make_bundle(context=False, name="second")
+    data = collect("mixed", 4000, seed=3, bundles=[str(first), str(second)])
+    for path, rows in ((first, slice(0, 2000)), (second, slice(2000, 4000))):
+        bundle = Bundle.load(path)
+        context = None if bundle.manifest.context is None else np.ones((2000, 17))
+        np.testing.assert_allclose(data.actions[rows], bundle.act(data.observations[rows], context), atol=1e-5)
+
+
+def test_noise_of_a_bundle_is_in_half_of_the_stretches_and_stays_within_the_commands(
+    make_bundle: Callable[..., Path],
+) -> None:
+    path = make_bundle(context=False)
+    data = collect("mixed", 20_000, seed=0, bundles=[str(path)], noise=0.3)
+    added = (data.actions - Bundle.load(path).act(data.observations)).reshape(20, 1000, 6)
+    noisy = np.abs(added).max((1, 2)) > 1e-4
+    # A fair coin for each of 20 stretches: fewer than 4 or more than 16 heads have a chance of 0.3 %.
+    assert 4 <= noisy.sum() <= 16
+    inside = np.abs(data.actions.reshape(20, 1000, 6)[noisy]) < 1
+    # Cut off at the commands' limits; what is not cut off is narrower than the noise of 0.3, but not by much.
+    assert 0.15 < added[noisy][inside].std() < 0.3
+    assert np.abs(data.actions).max() <= 1
+
+
+def test_a_policy_that_reads_gains_is_told_what_each_motor_will_get(make_bundle: Callable[..., Path]) -> None:
+    path = make_bundle(gains=True)
+    data = collect("mixed", 1000, seed=2, bundles=[str(path)], weakened=1.0)
+    # The seed of the stretch gives its start, its noise and whether there is noise, and then the gains.
+    generator = np.random.default_rng(2).spawn(1)[0]
+    ENVIRONMENT.initial_states(generator, 1)
+    generator.standard_normal((1000, 6))
+    generator.random()
+    gains = draw_weakening(generator, 1000, 6, 1.0)
+    assert (gains == 0).any()
+    expected = gains * Bundle.load(path).act(data.observations, gains)
+    np.testing.assert_allclose(data.actions, expected, atol=1e-5)
+
+
 def test_names_are_those_of_the_shipped_data(medium: TransitionDataset) -> None:
     shipped = load_dataset("package://adapters/datasets/data/halfcheetah-mixed.npz").metadata
     for name in ("env", "control_dt", "observation_names", "action_names"):
@@ -175,6 +218,11 @@ def test_names_are_those_of_the_shipped_data(medium: TransitionDataset) -> None:
 def command(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> None:
     monkeypatch.setattr(sys, "argv", ["surefoot", "collect", *overrides])
     surefoot.main()
+
+
+def test_a_bundle_of_another_environment_is_refused(make_bundle: Callable[..., Path]) -> None:
+    with pytest.raises(UserError, match="is a bundle for env=hopper, not for env=halfcheetah; give env=hopper"):
+        collect("mixed", 1000, seed=0, bundles=[str(make_bundle(env="hopper"))])
 
 
 def test_command_writes_what_collect_returns(
@@ -200,6 +248,9 @@ def test_command_writes_what_collect_returns(
         ("seed=-1", "seed=-1 is not possible"),
         ("episodes_in_parallel=0", "episodes_in_parallel=0 is not possible"),
         ("threads=0", "threads=0 is not possible"),
+        ("noise=0.1", "the policies of a recipe have their own noise"),
+        ("noise=2", "noise=2 is no share of the commands' range"),
+        ("bundle=nowhere", "there is no bundle nowhere"),
         ("env=nowhere", "env/nowhere"),
         ("env=hopper", "no behaviour policies are shipped for env=hopper"),
         ("output=data.csv", "output=data.csv is not the name of an .npz file"),

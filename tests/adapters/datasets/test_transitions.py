@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -169,3 +170,33 @@ def test_the_arrays_are_copied(make_arrays: MakeArrays, metadata: Metadata) -> N
     made = TransitionDataset.from_arrays(arrays, metadata, "toy")
     arrays["rewards"][0] = 99.0
     assert made.rewards[0] != 99.0
+
+
+def test_joined_data_sets_keep_their_episodes_apart() -> None:
+    long, short = make(chain(5)), make(chain(3))
+    joined = TransitionDataset.join([long, short])
+    assert joined.episode_slices() == [slice(0, 5), slice(5, 8)]
+    # The first record simply stopped, so its end is a timeout: row 4 is not followed by row 5.
+    assert list(np.flatnonzero(joined.timeouts)) == [4, 7]
+    np.testing.assert_array_equal(joined.rewards, [0, 1, 2, 3, 4, 0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [({"env": "other"}, "env"), ({"control_dt": 0.2}, "control_dt"), ({"action_names": ("b",)}, "action_names")],
+)
+def test_data_sets_of_different_robots_are_not_joined(change: dict[str, Any], field: str) -> None:
+    one = make(chain(3))
+    other = TransitionDataset.from_arrays(chain(3), dataclasses.replace(one.metadata, **change), "other")
+    with pytest.raises(UserError, match=f"cannot be joined: {field} is"):
+        TransitionDataset.join([one, other])
+
+
+def test_several_files_are_read_as_one_data_set(tmp_path: Path) -> None:
+    save_npz(make(chain(3)), tmp_path / "a.npz")
+    save_npz(make(chain(4)), tmp_path / "b.npz")
+    joined = load_dataset([tmp_path / "a.npz", tmp_path / "b.npz"])
+    assert len(joined) == 7 and joined.metadata.env == "toy"
+    assert joined.metadata.sha256 == TransitionDataset.join([make(chain(3)), make(chain(4))]).metadata.sha256
+    with pytest.raises(UserError, match="empty list of paths"):
+        load_dataset([])
