@@ -1,9 +1,9 @@
 """The bundle: the one thing that crosses from the workstation to validation and to the robot.
 
-A folder `NAME.bundle/` that holds `policy.onnx`, where context is inferred `dynamics.onnx`, `golden.npz` with rows
-that every runtime must reproduce, `validation.json` where there was a validation, further parts of an algorithm,
-`bundle.json`, which describes and hashes them all, and where it is signed `signature`. The graphs carry the
-description too, so that a lone policy.onnx still loads.
+A folder `NAME.bundle/` that holds `policy.onnx`, where context or delay are inferred `dynamics.onnx`, where a network
+infers the context `adaptation.onnx`, `golden.npz` with rows that every runtime must reproduce, `validation.json` where
+there was a validation, further parts of an algorithm, `bundle.json`, which describes and hashes them all, and where it
+is signed `signature`. The graphs carry the description too, so that a lone policy.onnx still loads.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from adapters.errors import UserError
 from adapters.files import atomic_path, parse_json, read_bytes, read_json, sha256
+from deploy.context import Adapt, HistorySettings, PredictChange, estimator_settings
 from deploy.golden import check_golden, golden_bytes, read_golden
 from deploy.graph import Graph, with_description
 from deploy.signature import check_signature, fingerprint, is_signed, read_public_key, sign
@@ -28,6 +29,7 @@ from deploy.spec import (
     ActionSpec,
     BundleSpec,
     ContextSpec,
+    DelaySpec,
     Limits,
     ObservationTerm,
     Provenance,
@@ -37,13 +39,12 @@ from deploy.spec import (
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-    from deploy.context import PredictChange
-
 __all__ = [
     "ActionSpec",
     "Bundle",
     "BundleSpec",
     "ContextSpec",
+    "DelaySpec",
     "Limits",
     "ObservationTerm",
     "Provenance",
@@ -54,6 +55,7 @@ __all__ = [
 
 SCHEMA_VERSIONS = (1,)
 POLICY, DYNAMICS, GOLDEN, VALIDATION = "policy.onnx", "dynamics.onnx", "golden.npz", "validation.json"
+ADAPTATION = "adaptation.onnx"
 
 
 class Bundle:
@@ -69,15 +71,24 @@ class Bundle:
     """
 
     def __init__(
-        self, path: Path, spec: BundleSpec, sha256: str, policy: Graph, dynamics: Graph | None, signed_by: str | None
+        self,
+        path: Path,
+        spec: BundleSpec,
+        sha256: str,
+        policy: Graph,
+        dynamics: Graph | None = None,
+        adaptation: Graph | None = None,
+        signed_by: str | None = None,
     ) -> None:
         self.path, self.manifest, self.sha256, self.signed_by = path, spec, sha256, signed_by
-        self._policy, self._dynamics = policy, dynamics
+        self._policy, self._dynamics, self._adaptation = policy, dynamics, adaptation
         obs_dim, act_dim = spec.obs_dim, spec.act_dim
         context = {} if spec.context is None else {"context": spec.context.dim}
         policy.check({"obs": obs_dim} | context, {"action": act_dim})
         if dynamics is not None:
             dynamics.check({"obs": obs_dim, "action": act_dim}, {"delta": obs_dim, "std": obs_dim})
+        if adaptation is not None:
+            adaptation.check({"history": _history_dim(spec)}, {"estimate": len(spec.context_names)})
 
     @classmethod
     def load(cls, path: str | Path, public_key: str | Path | None = None) -> Bundle:
@@ -134,8 +145,8 @@ class Bundle:
         """
         if self._dynamics is None:
             raise UserError(
-                f"{self.path} has no {DYNAMICS}, from which a context is inferred; set context=nominal, or give the "
-                "folder of a bundle that has one."
+                f"{self.path} has no {DYNAMICS}, from which context and delay are inferred; set context=nominal, or "
+                "give the folder of a bundle that has one."
             )
         return self._predict_change
 
@@ -143,6 +154,20 @@ class Bundle:
         assert self._dynamics is not None
         delta, std = self._dynamics.run({"obs": obs, "action": action})
         return delta, std
+
+    @property
+    def adapt(self) -> Adapt | None:
+        """The adaptation module, None where the bundle needs none.
+
+        From histories `(..., history_dim)`, as `deploy.context.history` makes them in observation and command units, to
+        contexts `(..., context_dim)` float32, without limits applied.
+        """
+        return None if self._adaptation is None else self._adapt
+
+    def _adapt(self, history: np.ndarray) -> np.ndarray:
+        assert self._adaptation is not None
+        (estimate,) = self._adaptation.run({"history": history})
+        return estimate
 
     def validation(self) -> dict[str, Any] | None:
         """Return the report of the validation run, None where there was none."""
@@ -154,10 +179,14 @@ class Bundle:
         sizes = {"obs": spec.obs_dim, "action": spec.act_dim}
         sizes |= {} if spec.context is None else {"context": spec.context.dim}
         sizes |= {} if self._dynamics is None else {"delta": spec.obs_dim, "std": spec.obs_dim}
+        if self._adaptation is not None:
+            sizes |= {"history": _history_dim(spec), "estimate": len(spec.context_names)}
         golden = read_golden(content, self.path / GOLDEN, sizes)
         found = {"action": self.act(golden["obs"], golden.get("context"))}
         if self._dynamics is not None:
             found["delta"], found["std"] = self.predict_change(golden["obs"], golden["action"])
+        if self._adaptation is not None:
+            found["estimate"] = self._adapt(golden["history"])
         check_golden(self.path, found, golden)
 
 
@@ -176,6 +205,7 @@ def _load_folder(path: Path, key: Ed25519PublicKey | None) -> Bundle:
         sha256=_name(spec),
         policy=Graph(contents[POLICY], path / POLICY),
         dynamics=Graph(contents[DYNAMICS], path / DYNAMICS) if DYNAMICS in contents else None,
+        adaptation=Graph(contents[ADAPTATION], path / ADAPTATION) if ADAPTATION in _needed(spec) else None,
         signed_by=None if key is None else fingerprint(key),
     )
     bundle._check_golden(contents[GOLDEN])
@@ -188,7 +218,7 @@ def _load_lone(path: Path) -> Bundle:
     policy = Graph(content, path)
     spec = _parse_spec(policy.description(), f"the description in {path}")
     alone = spec.model_copy(update={"files": {}})
-    return Bundle(path, alone, hashlib.sha256(content).hexdigest(), policy, dynamics=None, signed_by=None)
+    return Bundle(path, alone, hashlib.sha256(content).hexdigest(), policy)
 
 
 def _parse_spec(description: str | bytes, source: str) -> BundleSpec:
@@ -213,9 +243,27 @@ def _first_fault(error: ValidationError) -> str:
     return f"{where}: {fault['msg']}" if where else fault["msg"]
 
 
+def _needed(spec: BundleSpec) -> list[str]:
+    """The files without which a bundle does not run."""
+    needed = [POLICY, GOLDEN]
+    if spec.context is not None or spec.delay is not None:
+        needed.append(DYNAMICS)
+    if spec.context is not None and spec.context.estimator == "history":
+        needed.append(ADAPTATION)
+    return needed
+
+
+def _history_dim(spec: BundleSpec) -> int:
+    """How many numbers the adaptation module reads."""
+    assert spec.context is not None
+    settings = estimator_settings(spec.context.estimator, spec.context.settings)
+    assert isinstance(settings, HistorySettings)
+    return settings.size(spec.obs_dim, spec.act_dim)
+
+
 def _read_files(path: Path, spec: BundleSpec) -> dict[str, bytes]:
     """Read the files that bundle.json hashes, or refuse a folder whose files are others."""
-    for name in (POLICY, GOLDEN, *([DYNAMICS] if spec.context is not None else [])):
+    for name in _needed(spec):
         if name not in spec.files:
             raise UserError(f"{path / SPEC} lists no {name}, which this bundle needs; export it again.")
     contents = {}
@@ -244,10 +292,12 @@ def write_bundle(
         path: the folder, by custom NAME.bundle; a bundle of that name is replaced.
         policy: ONNX graph from `obs` (and `context`) to `action`.
         spec: the description; its hashes are filled in here.
-        golden: `obs`, `action`, with a context `context`, with dynamics `delta` and `std`; at least 64 rows each.
+        golden: `obs`, `action`, with a context `context`, with dynamics `delta` and `std`, with an adaptation module
+            `history` and `estimate`; at least 64 rows each.
         dynamics: ONNX graph from `obs` and `action` to `delta` and `std`; needed where there is a context.
         validation: the validation report; it names the hash of the bundle that was validated.
-        parts: further files that the algorithm needs on the robot, by name.
+        parts: further files that the algorithm needs on the robot, by name; with the estimator `history` the
+            adaptation module, adaptation.onnx, from `history` to `estimate`.
         signing_key: key that signs the bundle, None for one without a signature.
 
     Returns:

@@ -23,6 +23,7 @@ from deploy.watchdog import seconds
 
 if TYPE_CHECKING:
     from deploy.context import ContextEstimator, Health
+    from deploy.delay import DelayCompensator
 
 __all__ = ["REASONS", "Command", "Controller", "Reason", "State"]
 
@@ -73,6 +74,7 @@ class Command:
         reason: `Reason` as integers; CONTEXT does not keep a robot from running, every other one does.
         context: `(*batch, context_dim)` as the policy read it, or None where it reads none.
         health: of the context's estimate, or None where there is no estimator.
+        delay: control periods that commands are late by, as the policy was asked, or None where that is not inferred.
         detail: the observation terms at fault, or how the observation's shape is wrong.
         error: text of an exception of the estimator or the policy.
         sendable: `batch` bool; False where a robot under a position law was not yet seen well, so that no pose is
@@ -85,6 +87,7 @@ class Command:
     context: np.ndarray | None
     health: Health | None
     sendable: np.ndarray
+    delay: np.ndarray | None = None
     detail: str = ""
     error: str = ""
 
@@ -113,7 +116,8 @@ class Controller:
 
     Args:
         bundle: the policy, its dynamics and limits.
-        context: "inferred" by the bundle's estimator, or always the "nominal" one of the original environment.
+        context: "inferred" by the bundle's estimator, or always the "nominal" one of the original environment; the
+            delay of the loop is likewise inferred or taken to be none.
         estimator: takes the place of the bundle's own estimator.
         batch: leading shape of all arrays; `()` is one robot.
         max_hold: bad steps in a row after which a robot is stopped until `clear`.
@@ -122,8 +126,8 @@ class Controller:
         autostart: whether to start at the first good step, also after `clear`; otherwise `start` does.
 
     Attributes:
-        adapt: whether the policy gets the inferred context; where not, it gets the nominal one, while the estimator
-            goes on learning and reporting its health. Without effect where nothing is inferred.
+        adapt: whether the policy gets the inferred context and delay; where not, it gets the nominal ones, while the
+            estimators go on learning and reporting. Without effect where nothing is inferred.
         obeyed: whether the robot got the last command as it was given; where it did not, because a safety filter
             stands between, what the robot did tells nothing of its dynamics, and the estimator learns nothing.
 
@@ -163,6 +167,7 @@ class Controller:
             self.context_low, self.context_high = np.array(self.spec.low), np.array(self.spec.high)
         if self.spec is not None and context == "inferred":
             self.estimator = estimator or self._own_estimator()
+        self.delay = self._own_delay() if context == "inferred" else None
         self.reset()
 
     def _own_estimator(self) -> ContextEstimator:
@@ -178,7 +183,16 @@ class Controller:
             act_dim=self.act_shape[-1],
             settings=self.spec.settings,
             batch=self.batch,
+            adapt=self.bundle.adapt,
         )
+
+    def _own_delay(self) -> DelayCompensator | None:
+        from deploy.delay import DelayCompensator
+
+        spec = self.bundle.manifest.delay
+        if spec is None:
+            return None
+        return DelayCompensator(self.bundle.predict_change, self.act_shape[-1], spec, self.batch)
 
     @property
     def state(self) -> np.ndarray:
@@ -201,14 +215,18 @@ class Controller:
         self.seen = np.full(self.batch, self.held_terms is None)
         self.moved = np.ones(self.batch, dtype=bool)
         self.context: np.ndarray | None = None
+        if self.delay is not None:
+            self.delay.reset(self.rest)
         self.reset_context()
 
     def reset_context(self) -> None:
-        """Forget what was learned of the dynamics: the context is nominal until there is new evidence."""
+        """Forget what was learned of the dynamics: context and delay are nominal until there is new evidence."""
         if self.spec is not None:
             self.context = np.broadcast_to(self.nominal, (*self.batch, self.spec.dim))
         if self.estimator is not None:
             self.estimator.reset()
+        if self.delay is not None:
+            self.delay.forget()
 
     def start(self) -> None:
         """Start the robots that are idle, from their next good step on."""
@@ -242,10 +260,12 @@ class Controller:
         action, health, stage, caught = self.rest, None, Reason.ESTIMATOR, ""
         try:
             if good.any():
-                context = self._infer(values, good, steady)
+                self._learn(values, good, steady)
+                ahead = self._ahead(values)
+                context = self._infer(ahead, good)
                 health = None if self.estimator is None else self.estimator.health()
                 stage = Reason.POLICY
-                action = np.asarray(self.bundle.act(values, context.z), dtype=np.float64).reshape(self.act_shape)
+                action = np.asarray(self.bundle.act(ahead, context.z), dtype=np.float64).reshape(self.act_shape)
                 self.context, reason = context.z, np.where(context.refused, CONTEXT, reason)
         except Exception as error:  # whatever an estimator or a policy raises ends in the safe command
             action, reason = self.rest, np.where(good, stage, reason)
@@ -272,6 +292,8 @@ class Controller:
         self.machine.step((reason == NONE) | (reason == CONTEXT))
         state = self.machine.state
         self._bound(action, obs, good)
+        if self.delay is not None:
+            self.delay.record(self.command)
         # What a robot does that nobody drives, perhaps hanging on its stand, tells nothing of its dynamics.
         self.obs, self.good = obs, good & (state != IDLE)
         latch = np.where(self.machine.held_too_long, Reason.TOO_LONG, Reason.STOP)
@@ -282,6 +304,7 @@ class Controller:
             context=None if self.context is None else self.context.copy(),
             health=health,
             sendable=self.seen,
+            delay=None if self.delay is None else self.delay.delay * self.adapt,
             detail=detail,
             error=error,
         )
@@ -314,12 +337,33 @@ class Controller:
         detail = ", ".join(self.names[term] for term in terms)
         return np.where(bad[..., None], self.obs, values), np.where(bad, kind, NONE), detail
 
-    def _infer(self, obs: np.ndarray, good: np.ndarray, steady: bool) -> _Inferred:
-        """Tell the estimator what the last command did, and ask it for the context."""
+    def _learn(self, obs: np.ndarray, good: np.ndarray, steady: bool) -> None:
+        """Learn from what the last commands did to the robot."""
+        if not (steady and self.obeyed):
+            if self.delay is not None:
+                self.delay.interrupt()
+            return
+        valid, acting = self.good & good, self.command
+        if self.delay is not None:
+            self.delay.update(self.obs, obs, self._gains(), valid)
+            acting = self.delay.acting
+        if self.estimator is not None:
+            self.estimator.update(self.obs, acting, obs, valid)
+
+    def _ahead(self, obs: np.ndarray) -> np.ndarray:
+        """Predict the observations at which the commands that answer `obs` will act."""
+        return obs if self.delay is None or not self.adapt else self.delay.ahead(obs, self._gains())
+
+    def _gains(self) -> np.ndarray | float:
+        """How much of a command each actuator delivers, as far as it is known."""
+        if self.spec is None or self.spec.kind != "actuator_gain" or self.context is None:
+            return 1.0
+        return self.context
+
+    def _infer(self, obs: np.ndarray, good: np.ndarray) -> _Inferred:
+        """Ask the estimator for the context to act on at `obs`."""
         if self.estimator is None or self.context is None:
             return _Inferred(self.context, np.zeros(self.batch, dtype=bool))
-        if steady and self.obeyed:
-            self.estimator.update(self.obs, self.command, obs, self.good & good)
         candidate = self.bundle.act(obs, self.context) if self.estimator.needs_action else None
         z = np.asarray(self.estimator.context(obs, candidate), dtype=np.float64).reshape(self.context.shape)
         if not self.adapt:

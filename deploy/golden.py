@@ -1,4 +1,4 @@
-"""Golden rows: what the policy and the dynamics answered at export, which every runtime has to reproduce."""
+"""Golden rows: what every graph of a bundle answered at export, which every runtime has to reproduce."""
 
 from __future__ import annotations
 

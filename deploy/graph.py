@@ -71,9 +71,9 @@ class Graph:
                 )
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """Run on inputs `(..., size)`; return the outputs with the leading dimensions of `obs`, float32."""
+        """Run on inputs `(..., size)`; return the outputs with the leading dimensions of the first, float32."""
         arrays = {name: np.asarray(value, dtype=np.float32) for name, value in inputs.items()}
-        leading = arrays["obs"].shape[:-1]
+        leading = next(iter(arrays.values())).shape[:-1]
         flat = {name: array.reshape(-1, array.shape[-1]) for name, array in arrays.items()}
         return [output.reshape(*leading, output.shape[-1]) for output in self._session.run(None, flat)]
 

@@ -36,9 +36,9 @@ def _verdict(bundle: Bundle) -> str:
     if not bundle.lone:
         return "is whole: hashes, shapes and golden rows are right."
     unchecked = "is a lone file: its shapes are right; hashes, golden rows and signature could not be checked."
-    if bundle.manifest.context is None:
+    if bundle.manifest.context is None and bundle.manifest.delay is None:
         return unchecked
-    return f"{unchecked} It has no dynamics to infer the context with, so it runs with context=nominal alone."
+    return f"{unchecked} It has no dynamics to infer context and delay with, so it runs with context=nominal alone."
 
 
 def _signature(bundle: Bundle) -> str:
@@ -77,6 +77,8 @@ def _behaviour(spec: BundleSpec) -> Iterator[tuple[str, str]]:
     rate = robot.limits.rate
     change = "at any rate" if rate is None else f"by at most {rate:g} per second"
     yield "commands", f"{robot.action.law} in {robot.action.unit}, changing {change}"
+    most = 0 if spec.delay is None else spec.delay.most
+    yield "delay", f"found and made up for, to {most} control periods" if most else "commands are taken to act at once"
     if context is None:
         yield "context", "none: the policy does not adapt"
         return

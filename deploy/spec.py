@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 SPEC, SIGNATURE = "bundle.json", "signature"
 
+# Control periods; a world model's prediction over more is of little use to a policy.
+LONGEST_DELAY = 10
+
 Positive = Annotated[float, Field(gt=0)]
 
 
@@ -177,6 +180,20 @@ class ContextSpec(_Model):
         return self
 
 
+class DelaySpec(_Model):
+    """How the delay of the loop is found and made up for; see deploy/delay.py.
+
+    Attributes:
+        most: longest delay that is looked for, in control periods.
+        forgetting: weight of the evidence a control period later; 0.95 remembers about 20.
+        margin: another delay is taken where its score is below this share of the present one's.
+    """
+
+    most: int = Field(default=3, ge=1, le=LONGEST_DELAY)
+    forgetting: float = Field(default=0.95, gt=0, lt=1)
+    margin: float = Field(default=0.8, gt=0, le=1)
+
+
 class Provenance(_Model):
     """Where the bundle comes from.
 
@@ -205,6 +222,7 @@ class BundleSpec(_Model):
         env: environment or robot that the policy was trained for.
         robot: observations, action, control period and limits.
         context: null where the policy reads none.
+        delay: null where commands are taken to act at once.
         provenance: where it comes from.
         files: SHA-256 of every other file of the folder but the signature, by name; `write_bundle` fills it.
     """
@@ -215,6 +233,7 @@ class BundleSpec(_Model):
     env: str
     robot: RobotDescription
     context: ContextSpec | None = None
+    delay: DelaySpec | None = None
     provenance: Provenance
     files: dict[str, str] = {}
 

@@ -26,7 +26,7 @@ from sim.figure import figure
 from sim.perturb import load_suite
 from sim.report import write_demo
 from sim.scores import Column, Section, comparisons, score_table
-from sim.validate import validate
+from sim.validate import CONTEXTS, validate
 
 ALGORITHMS = ("mopo", "augwm")
 STEPS = 1_000
@@ -176,6 +176,7 @@ def validate_once(config: DemoConfig, algorithm: str, seed: int) -> None:
             config.suites,
             config.episodes,
             steps=STEPS,
+            contexts=["nominal"] if algorithm == "mopo" else CONTEXTS,  # MOPO is the baseline that does not adapt
             threads=2,
             progress=lambda done, total: move(done, total=total),
         )

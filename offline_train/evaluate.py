@@ -11,7 +11,9 @@ from torch import Tensor
 from offline_train.algorithms.mopo import Mopo
 from offline_train.models.rollout import rollout
 from sim.environments import Environment
-from sim.plant import BatchedPlant
+from sim.perturb import NOMINAL, Perturbation
+from sim.perturbed_plant import PerturbedPlant
+from sim.worlds import timeline
 
 MODEL_STARTS, MODEL_HORIZON = 200, 50
 
@@ -40,9 +42,14 @@ def model_return(algorithm: Mopo, holdout_obs: Tensor, seed: int) -> float:
 
 
 def simulator_return(
-    act: Callable[[Tensor], Tensor], environment: Environment, episodes: int, seed: int, steps: int = 1_000
+    act: Callable[[Tensor], Tensor],
+    environment: Environment,
+    episodes: int,
+    seed: int,
+    steps: int = 1_000,
+    world: Perturbation = NOMINAL,
 ) -> float:
-    """Mean return of a deterministic policy over whole episodes of the unchanged environment.
+    """Mean return of a deterministic policy over whole episodes in one world.
 
     Args:
         act: `(batch, obs_dim) -> (batch, act_dim)` in [-1, 1].
@@ -50,10 +57,11 @@ def simulator_return(
         episodes: how many, run side by side.
         seed: of the start states.
         steps: length of an episode that does not end before.
+        world: the original one or a changed one, without noise.
     """
     returns, alive = np.zeros(episodes), np.ones(episodes, dtype=bool)
-    with BatchedPlant(environment, [environment.model()] * episodes) as plant:
-        obs = plant.reset(np.random.default_rng(seed))
+    with PerturbedPlant(environment, [timeline(environment, world)] * episodes) as plant:
+        obs = plant.reset(environment.initial_states(np.random.default_rng(seed), episodes), generators=[])
         for _ in range(steps):
             action = act(torch.from_numpy(obs).float()).cpu().numpy()
             obs, reward, terminated = plant.step(environment.commands(action))

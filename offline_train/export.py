@@ -14,12 +14,14 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from adapters.command import command
-from adapters.datasets import load_dataset
+from adapters.datasets import TransitionDataset, load_dataset
 from adapters.errors import UserError
 from adapters.files import atomic_path, read_json
-from deploy.bundle import BundleSpec, Provenance, write_bundle
+from deploy.bundle import ADAPTATION, BundleSpec, DelaySpec, Provenance, write_bundle
 from deploy.signature import fingerprint, read_signing_key
+from deploy.spec import LONGEST_DELAY
 from offline_train.algorithms.mopo import MopoConfig
+from offline_train.algorithms.rma import Adaptation, Rma, transitions
 from offline_train.algorithms.sac import Sac
 from offline_train.algorithms.sac_online import OnlineSacConfig, new_sac
 from offline_train.checkpoint import load_checkpoint
@@ -82,6 +84,27 @@ class DynamicsGraph(nn.Module):
     def forward(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """Take the action in command units; return `delta` and `std`, `(batch, obs_dim)` in observation units."""
         return self.model.mean_change(obs, 2.0 * (action - self.low) / self.span - 1.0)
+
+
+class AdaptationGraph(nn.Module):
+    """What adaptation.onnx computes: a history with actions in command units to gains."""
+
+    low: Tensor
+    span: Tensor
+
+    def __init__(self, adaptation: Adaptation, low: list[float], high: list[float]) -> None:
+        super().__init__()
+        self.adaptation = adaptation
+        self.register_buffer("low", torch.tensor(low))
+        self.register_buffer("span", torch.tensor(high) - torch.tensor(low))
+
+    def forward(self, history: Tensor) -> Tensor:
+        """Take `(batch, window * (1 + 2 obs_dim + act_dim))`; return `estimate`, `(batch, act_dim)`."""
+        act_dim = len(self.low)
+        rows = history.unflatten(-1, (self.adaptation.window, -1))
+        obs_dim = (rows.shape[-1] - 1 - act_dim) // 2
+        state, command, change = rows.split([1 + obs_dim, act_dim, obs_dim], -1)
+        return self.adaptation(torch.cat([state, 2.0 * (command - self.low) / self.span - 1.0, change], -1))
 
 
 def to_onnx(graph: nn.Module, inputs: dict[str, Tensor], outputs: list[str]) -> bytes:
@@ -152,6 +175,9 @@ class Run:
         obs: observations to compare graphs over, `(PARITY_ROWS, obs_dim)`.
         action: commands to compare graphs over, `(PARITY_ROWS, act_dim)`.
         model: the world model, None for a run in the simulator.
+        data: the log, None likewise.
+        adaptation: the adaptation module, None where the algorithm has none.
+        history: histories to compare its graphs over, `(PARITY_ROWS, window * (1 + 2 obs_dim + act_dim))`.
 
     Raises:
         UserError: it is not there, not finished, or its data is gone.
@@ -170,6 +196,8 @@ class Run:
         assert robot is not None, "a run has a robot"
         self.robot = robot
         self.model: DynamicsEnsemble | None = None
+        self.data: Data | None = None
+        self.adaptation: Adaptation | None = None
         if isinstance(settings, OnlineSacConfig):
             environment = make_environment(self.record["dataset"]["env"])
             self.sac = new_sac(settings, environment, torch.Generator())
@@ -178,12 +206,17 @@ class Run:
             assert isinstance(settings, MopoConfig), "a run with a policy has an algorithm"
             source = self.config.dataset
             dataset = load_dataset(source.path or "", env=source.env, control_dt=source.control_dt)
-            data = Data(dataset, robot, self.config.ensemble.holdout_fraction, "cpu")
-            self.model = load_world_model(folder, data).requires_grad_(False)
+            self.data = Data(dataset, robot, self.config.ensemble.holdout_fraction, "cpu")
+            self.model = load_world_model(folder, self.data).requires_grad_(False)
             empty = torch.zeros(1, 2 * dataset.obs_dim + dataset.act_dim + 2)
-            self.sac = make_algorithm(settings, empty, self.model, never, self.config.seed).sac
+            algorithm = make_algorithm(settings, empty, self.model, never, self.config.seed)
+            self.sac = algorithm.sac
             rows = np.random.default_rng(0).integers(0, len(dataset), PARITY_ROWS)
             self.obs, self.action = (torch.from_numpy(v[rows]) for v in (dataset.observations, dataset.actions))
+            if isinstance(algorithm, Rma):
+                self.adaptation = algorithm.adaptation
+                self.adaptation.load_state_dict(load_checkpoint(folder / "adaptation.safetensors"))
+                self.history = random_histories(dataset, self.adaptation.window)
         self.sac.load_state_dict(load_checkpoint(policy or folder / "policy.safetensors"))
 
 
@@ -196,6 +229,16 @@ def random_motion(environment: Environment) -> tuple[Tensor, Tensor]:
         seen = [plant.reset(generator), *(plant.step(command)[0] for command in commands)]
     obs, action = (torch.from_numpy(np.concatenate(values)).float() for values in (seen[:-1], commands))
     return obs, action
+
+
+def random_histories(dataset: TransitionDataset, window: int) -> Tensor:
+    """Histories of transitions drawn from a log, as many absent as there may be: `(PARITY_ROWS, window * width)`."""
+    generator = np.random.default_rng(0)
+    rows = generator.integers(0, len(dataset), (PARITY_ROWS, window))
+    parts = (dataset.observations, dataset.actions, dataset.next_observations)
+    present = generator.integers(1, window + 1, (PARITY_ROWS, 1)) > np.arange(window)[::-1]
+    history = transitions(*(torch.from_numpy(part[rows]) for part in parts)) * torch.from_numpy(present)[..., None]
+    return history.flatten(1)
 
 
 def export_behaviour(folder: Path) -> list[Path]:
@@ -220,16 +263,20 @@ def export_behaviour(folder: Path) -> list[Path]:
     return written
 
 
-def export(folder: Path, output: Path, signing_key: Ed25519PrivateKey | None = None) -> float:
+def export(
+    folder: Path, output: Path, signing_key: Ed25519PrivateKey | None = None, longest_delay: int = DelaySpec().most
+) -> float:
     """Write the bundle of a run; returns the largest difference between torch and onnxruntime.
 
     Args:
         folder: the run.
         output: the bundle.
         signing_key: key that signs it, None for a bundle without a signature.
+        longest_delay: delay of the loop, in control periods, up to which the controller finds it and makes up for it
+            with the world model; 0 for a controller that takes commands to act at once.
 
     Raises:
-        UserError: the run is not whole, or the graphs differ.
+        UserError: the run is not whole, the graphs differ, or the delay is not possible.
     """
     run = Run(folder)
     robot, obs, action = run.robot, run.obs, run.action
@@ -245,18 +292,36 @@ def export(folder: Path, output: Path, signing_key: Ed25519PrivateKey | None = N
     worst = check_parity(policy, policy_onnx, inputs, "policy.onnx")
     with torch.no_grad():
         golden = {name: value for name, value in inputs.items()} | {"action": policy(*inputs.values())}
+    delay = _delay(longest_delay) if run.model is not None else None
     dynamics_onnx = None
-    if context is not None and run.model is not None:
+    if run.model is not None and (context is not None or delay is not None):
         dynamics = DynamicsGraph(run.model, low, high)
         dynamics_inputs = {"obs": obs, "action": action}
         dynamics_onnx = to_onnx(dynamics, dynamics_inputs, ["delta", "std"])
         worst = max(worst, check_parity(dynamics, dynamics_onnx, dynamics_inputs, "dynamics.onnx"))
         with torch.no_grad():
             golden["delta"], golden["std"] = dynamics(obs, golden["action"])
-    spec = BundleSpec(robot=robot, env=run.record["dataset"]["env"], context=context, provenance=provenance(run))
+    parts = {}
+    if run.adaptation is not None:
+        adaptation, histories = AdaptationGraph(run.adaptation, low, high), {"history": run.history}
+        parts[ADAPTATION] = to_onnx(adaptation, histories, ["estimate"])
+        worst = max(worst, check_parity(adaptation, parts[ADAPTATION], histories, ADAPTATION))
+        with torch.no_grad():
+            golden |= {"history": run.history, "estimate": adaptation(run.history)}
+    origin = provenance(run)
+    spec = BundleSpec(robot=robot, env=run.record["dataset"]["env"], context=context, delay=delay, provenance=origin)
     rows_kept = {name: value[:GOLDEN_ROWS].numpy() for name, value in golden.items()}
-    write_bundle(output, policy_onnx, spec, rows_kept, dynamics_onnx, signing_key=signing_key)
+    write_bundle(output, policy_onnx, spec, rows_kept, dynamics_onnx, parts=parts, signing_key=signing_key)
     return worst
+
+
+def _delay(longest: int) -> DelaySpec | None:
+    """Return what the bundle says of delays; None where none is looked for."""
+    if type(longest) is not int or not 0 <= longest <= LONGEST_DELAY:
+        raise UserError(
+            f"longest_delay={longest} is not possible; give a whole number of control periods up to {LONGEST_DELAY}."
+        )
+    return DelaySpec(most=longest) if longest else None
 
 
 def provenance(run: Run) -> Provenance:
@@ -278,7 +343,7 @@ def main(config: DictConfig) -> None:
     name = read_json(folder / "run.json")["config"]["algorithm"]["name"]
     output = Path(config.output) if config.output else folder / f"{name}.bundle"
     key = read_signing_key(Path(config.signing_key)) if config.signing_key else None
-    worst = export(folder, output, key)
+    worst = export(folder, output, key, config.longest_delay)
     print(f"{output}: torch and onnxruntime agree to {worst:.1e} over {PARITY_ROWS:,} rows")
     if key is not None:
         print(f"signed by the key {fingerprint(key.public_key())}")

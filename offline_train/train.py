@@ -24,6 +24,8 @@ from deploy.bundle import RobotDescription
 from offline_train.algorithms.augwm import AugWm, AugWmConfig
 from offline_train.algorithms.augwm_actuators import ActuatorAugWm, ActuatorAugWmConfig
 from offline_train.algorithms.mopo import Mopo, MopoConfig
+from offline_train.algorithms.rma import Rma, RmaConfig
+from offline_train.algorithms.sac import SacConfig
 from offline_train.algorithms.sac_online import OnlineSac, OnlineSacConfig
 from offline_train.checkpoint import load_checkpoint, save_checkpoint
 from offline_train.evaluate import model_return, simulator_return
@@ -33,8 +35,10 @@ from offline_train.models.fit import EnsembleConfig, EnsembleTrainer, fit_data, 
 from offline_train.models.rollout import HORIZONS, horizon_error
 from offline_train.replay import Batch
 from sim.environments import Environment, make_environment
-from sim.mujoco_plant import load_robot
+from sim.mujoco_plant import find_world, load_robot, name_world
+from sim.perturb import NOMINAL, Perturbation
 from sim.terminations import TERMINATIONS
+from sim.worlds import timeline
 
 
 class DatasetConfig(BaseModel):
@@ -57,17 +61,27 @@ class NoAlgorithm(BaseModel):
 
 
 class TrainConfig(BaseModel):
-    """Settings of a run; configs/train.yaml says what each means."""
+    """Settings of a run; configs/train.yaml says what each means.
+
+    `perturbation` is the run's own note of what the chosen world changes, so that no later suite can tell otherwise;
+    `adaptation` that of `surefoot adapt`, where the run corrects an earlier one.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     algorithm: Annotated[
-        MopoConfig | AugWmConfig | ActuatorAugWmConfig | OnlineSacConfig | NoAlgorithm, Field(discriminator="name")
+        MopoConfig | AugWmConfig | ActuatorAugWmConfig | RmaConfig | OnlineSacConfig | NoAlgorithm,
+        Field(discriminator="name"),
     ]
     dataset: DatasetConfig
     robot: RobotDescription | None = None
+    suite: str | None = None
+    world: str | None = None
+    perturbation: dict[str, Any] | None = None
+    adaptation: dict[str, Any] | None = None
     output: Path
     seed: int
+    start_from: Path | None = None
     world_model: Path | None
     ensemble: EnsembleConfig
     checkpoint_every: int = Field(ge=1)
@@ -135,15 +149,26 @@ def check_fit(source: str, obs_dim: int, act_dim: int, control_dt: float, robot:
         )
 
 
-def train_world_model(config: TrainConfig, data: Data, folder: Path) -> DynamicsEnsemble:
-    """Fit the ensemble, or take up a fit, and write it with its errors under `folder`."""
-    model = new_model(config.ensemble, data)
+def train_world_model(
+    config: TrainConfig, data: Data, folder: Path, earlier: DynamicsEnsemble | None = None
+) -> DynamicsEnsemble:
+    """Fit the ensemble, or take up a fit, and write it with its errors under `folder`.
+
+    Args:
+        config: settings of the run.
+        data: what it is fitted to.
+        folder: where it is written.
+        earlier: the world model of a similar robot, which is corrected in place, with the normalisers that it has; a
+            member that gets no better on the held-out data stays as it was. None for a model from scratch.
+    """
+    model = new_model(config.ensemble, data) if earlier is None else earlier
     final, part = folder / "world_model.safetensors", folder / "world_model.part.safetensors"
     if config.resume and final.is_file():
         model.load_state_dict(load_checkpoint(final))
         return model
     train, holdout = data.batch(data.train), data.batch(data.holdout)
-    set_normalisers(model, train.obs, train.action, train.next_obs, train.reward)
+    if earlier is None:
+        set_normalisers(model, train.obs, train.action, train.next_obs, train.reward)
     trainer = EnsembleTrainer(
         model,
         fit_data(model, train.obs, train.action, train.next_obs, train.reward),
@@ -151,6 +176,8 @@ def train_world_model(config: TrainConfig, data: Data, folder: Path) -> Dynamics
         config.ensemble,
         torch.Generator(data.device).manual_seed(config.seed),
     )
+    if earlier is not None:
+        trainer.end_epoch()
     if config.resume and part.is_file():
         trainer.load_state_dict(load_checkpoint(part))
     with (
@@ -204,7 +231,7 @@ def world_model_errors(model: DynamicsEnsemble, data: Data) -> dict[str, Any]:
         for offset in range(0, rows.stop - rows.start - max(HORIZONS), 50)
     ]
     span = torch.arange(max(HORIZONS), device=holdout.obs.device)
-    index = torch.tensor(windows, device=holdout.obs.device)[:, None] + span
+    index = torch.tensor(windows, dtype=torch.long, device=holdout.obs.device)[:, None] + span
     obs = torch.cat([holdout.obs[index], holdout.next_obs[index[:, -1:]]], dim=1)
     drift = horizon_error(model, obs, holdout.action[index]) if windows else {}
     names = [*data.dataset.metadata.observation_names, "reward"]
@@ -221,7 +248,7 @@ def make_algorithm(
     settings: MopoConfig, real: Tensor, model: DynamicsEnsemble, terminated: TerminationRule, seed: int
 ) -> Mopo:
     """The algorithm that the settings are of."""
-    kinds = {"mopo": Mopo, "augwm": AugWm, "augwm-actuators": ActuatorAugWm}
+    kinds = {"mopo": Mopo, "augwm": AugWm, "augwm-actuators": ActuatorAugWm, "rma": Rma}
     return kinds[settings.name](settings, real, model, terminated, seed)
 
 
@@ -231,6 +258,8 @@ def train_policy(
     algorithm: Mopo | OnlineSac,
     environment: Environment,
     evaluate: Callable[[], dict[str, float]] = dict,
+    world: Perturbation = NOMINAL,
+    name: str = "policy",
 ) -> None:
     """Train, evaluate and checkpoint the policy in the run's folder.
 
@@ -240,9 +269,11 @@ def train_policy(
         algorithm: untrained.
         environment: where the policy is evaluated.
         evaluate: figures of an evaluation beside the return in the environment.
+        world: the environment's world in which it is evaluated.
+        name: what the file of the finished policy is called.
     """
     folder = config.output
-    final, part = folder / "policy.safetensors", folder / "policy.part.safetensors"
+    final, part = folder / f"{name}.safetensors", folder / f"{name}.part.safetensors"
     if config.resume and final.is_file():
         return
     if config.resume and part.is_file():
@@ -260,7 +291,7 @@ def train_policy(
                 figures |= evaluate()
                 if config.evaluation_episodes:
                     figures["return"] = simulator_return(
-                        algorithm.act_nominal, environment, config.evaluation_episodes, config.seed
+                        algorithm.act_nominal, environment, config.evaluation_episodes, config.seed, world=world
                     )
                     note = f"return {figures['return']:,.0f}"
             log.write(algorithm.updates, figures)
@@ -269,6 +300,8 @@ def train_policy(
                 save_checkpoint(snapshot_path(folder, algorithm.steps), algorithm.sac.state_dict())
             if epoch % config.checkpoint_every == 0 and not algorithm.finished:
                 save_checkpoint(part, algorithm.state_dict())
+    if isinstance(algorithm, Rma):
+        save_checkpoint(folder / "adaptation.safetensors", algorithm.adaptation.state_dict())
     save_checkpoint(final, algorithm.sac.state_dict())
     part.unlink(missing_ok=True)
 
@@ -309,6 +342,13 @@ def check_source(config: TrainConfig) -> None:
         raise UserError(f"algorithm={name} learns in the simulator itself; leave world_model out.")
     if not online and config.dataset.path is None:
         raise UserError(f"algorithm={name} learns from a log; choose a data set, or algorithm=sac with dataset=online.")
+    if not online and (config.suite or config.world):
+        raise UserError(
+            f"algorithm={name} learns from a log, whatever the world; perturbations=SUITE world=NAME go with "
+            "algorithm=sac."
+        )
+    if name == "none" and config.start_from is not None:
+        raise UserError("algorithm=none trains no policy that could start from an earlier one; leave start_from out.")
 
 
 def run_online(config: TrainConfig, settings: OnlineSacConfig) -> None:
@@ -322,9 +362,61 @@ def run_online(config: TrainConfig, settings: OnlineSacConfig) -> None:
         environment.control_dt,
         robot,
     )
+    world = training_world(config, settings, environment)
+    if config.world is not None:
+        note = world.model_dump(mode="json", exclude_defaults=True)
+        config = config.model_copy(update={"perturbation": note})
+    start = earlier_policy(config, (settings.name,), settings.sac, environment.name)
     prepare_folder(config)
     write_json(config.output / "run.json", run_record(config, {"sha256": "", "env": environment.name, "rows": 0}))
-    train_policy(config, settings, OnlineSac(settings, environment, config.seed, config.device), environment)
+    algorithm = OnlineSac(settings, environment, config.seed, config.device, world, start)
+    train_policy(config, settings, algorithm, environment, world=world)
+
+
+def training_world(config: TrainConfig, settings: OnlineSacConfig, environment: Environment) -> Perturbation:
+    """Return the world to learn in, the original one where none is chosen.
+
+    Raises:
+        UserError: there is no such world, it changes during the episode, or it has noise or delays.
+    """
+    place = name_world(config.suite, config.world, None, settings.episode_steps, environment)
+    world = find_world(place, environment=environment)
+    if world.change_steps:
+        raise UserError(
+            f"{world.where} changes at step {world.change_steps[0]}, and a policy is trained in a world that stays as "
+            "it is; choose one that is changed from the start."
+        )
+    now = timeline(environment, world)[0]
+    if now.actuator_delay or now.observation_delay or now.observation_noise.any():
+        raise UserError(f"{world.where} has noise or delays, which algorithm=sac does not train with; choose another.")
+    return world
+
+
+def earlier_policy(config: TrainConfig, of: tuple[str, ...], sac: SacConfig, env: str) -> dict[str, Any] | None:
+    """Return the learner of the run that this one starts from, as that left it; None where it starts from none.
+
+    Args:
+        config: settings of this run.
+        of: the algorithms that it may be of.
+        sac: the learner's settings.
+        env: the environment.
+
+    Raises:
+        UserError: there is no such run, it is not finished, or it is of another algorithm, environment or size.
+    """
+    folder = config.start_from
+    if folder is None:
+        return None
+    record = read_json(folder / "run.json")
+    before = record["config"]["algorithm"]
+    if before["name"] not in of or record["dataset"]["env"] != env:
+        raise UserError(f"{folder} is no run of algorithm={' or '.join(of)} in {env}; start from one.")
+    if before["sac"]["hidden"] != sac.hidden:
+        raise UserError(
+            f"the networks in {folder} have hidden layers of {before['sac']['hidden']}; give "
+            f"algorithm.sac.hidden={before['sac']['hidden']}."
+        )
+    return load_checkpoint(folder / "policy.safetensors")
 
 
 def run_offline(config: TrainConfig, settings: MopoConfig | NoAlgorithm) -> None:
@@ -334,6 +426,9 @@ def run_offline(config: TrainConfig, settings: MopoConfig | NoAlgorithm) -> None
     environment = make_environment(dataset.metadata.env)
     config, robot = with_robot(config, environment)
     data = Data(dataset, robot, config.ensemble.holdout_fraction, config.device)
+    start = (
+        None if isinstance(settings, NoAlgorithm) else earlier_policy(config, ("mopo",), settings.sac, environment.name)
+    )
     prepare_folder(config)
     described = {"sha256": dataset.metadata.sha256, "env": environment.name, "rows": len(dataset)}
     write_json(folder / "run.json", run_record(config, described))
@@ -347,6 +442,8 @@ def run_offline(config: TrainConfig, settings: MopoConfig | NoAlgorithm) -> None
         return
     rule = TERMINATIONS[environment.config.termination]
     algorithm = make_algorithm(settings, data.packed(data.train), model.requires_grad_(False), rule, config.seed)
+    if start is not None:
+        algorithm.start_from(start)
     holdout = data.batch(data.holdout).obs
     train_policy(
         config,

@@ -6,19 +6,23 @@ the suites were validated in parts.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from adapters.errors import UserError
 from adapters.files import read_json
 from sim.intervals import interval, paired_difference
-from sim.scores import Column
+from sim.scores import Column, World
+from sim.validate import REGAIN
 
 NAME = re.compile(r"(?P<algorithm>.+?)-(?P<seed>\d+)(?:-(?P<part>[a-z]+))?\.json")
 
@@ -72,14 +76,85 @@ def seeds_table(columns: Sequence[Column]) -> Table:
     return table
 
 
+def regained(column: Column) -> dict[World, np.ndarray]:
+    """What a policy regains after a change in mid-run, of what it reaches where the change is there from the start.
+
+    Both are mean rewards a step from 100 steps after the change on (`settled_reward`).
+
+    Returns:
+        For every world that changes once, in mid-run, and is there with that change from the start as well: the share,
+        `(seeds,)`.
+    """
+
+    def change(cell: dict[str, Any]) -> str:
+        return json.dumps(
+            {k: v for k, v in cell["perturbation"].items() if k not in ("name", "at_step")}, sort_keys=True
+        )
+
+    whole = {change(cell): world for world, cell in column.cells[0].items() if not cell["perturbation"].get("at_step")}
+    late = [world for world, cell in column.cells[0].items() if cell["perturbation"].get("at_step")]
+    return {
+        world: np.array([cells[world]["settled_reward"] / cells[other]["settled_reward"] for cells in column.cells])
+        for world in late
+        if (other := whole.get(change(column.cells[0][world])))
+    }
+
+
+def hardest(columns: Sequence[Column], baseline: Column, share: float = 0.25) -> list[World]:
+    """The worlds of all columns in which the baseline's mean return is lowest, `share` of them."""
+    common = [world for world in baseline.worlds() if all(world in column.cells[0] for column in columns)]
+    order = np.argsort(baseline.returns(common).mean((0, 2)))
+    return [common[index] for index in order[: max(round(share * len(common)), 1)]]
+
+
+def regained_table(columns: Sequence[Column]) -> Table | None:
+    """Lay out what each column regains after changes in mid-run, mean over the seeds; None where no world has both."""
+    shares = {column.title: regained(column) for column in columns}
+    worlds = next(iter(shares.values()))
+    if not worlds:
+        return None
+    table = Table(
+        title=f"reward from {REGAIN} steps after a change, of what is reached where it is there from the start"
+    )
+    for title in ("", *shares):
+        table.add_column(title)
+    for world in worlds:
+        table.add_row(world.name, *(f"{found[world].mean():.2f}" for found in shares.values()))
+    table.add_row("median", *(f"{np.median([v.mean() for v in found.values()]):.2f}" for found in shares.values()))
+    return table
+
+
+def hardest_table(columns: Sequence[Column], baseline: Column) -> Table:
+    """Lay out the mean scores over the quarter of the worlds in which the baseline is worst, and each one's by seed."""
+    worlds, yardstick = hardest(columns, baseline), baseline.reports[0]["yardstick_return"] or 1.0
+    names = ", ".join(f"{count} of {suite}" for suite, count in Counter(world.suite for world in worlds).items())
+    table = Table(
+        "", "mean score", "by seed", title=f"the quarter of the worlds where '{baseline.title}' is worst: {names}"
+    )
+    for column in columns:
+        by_seed = column.returns(worlds).mean((1, 2)) / yardstick
+        table.add_row(column.title, f"{by_seed.mean():.3f}", ", ".join(f"{value:.3f}" for value in by_seed))
+    return table
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print a table for each part; return the exit code."""
+    """Print the tables of each part; return the exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
+    console = Console(width=200, highlight=False)
     try:
-        if len(given) != 1:
-            raise UserError("give one folder of validation reports, as in python -m sim.seeds results/NAME/validation.")
+        if len(given) not in (1, 2):
+            raise UserError(
+                "give one folder of validation reports, and the column to take for the baseline where it is not the "
+                "first, as in python -m sim.seeds results/NAME/validation 'mopo nominal'."
+            )
         for columns in read_columns(Path(given[0])).values():
-            Console(width=200, highlight=False).print(seeds_table(columns))
+            baseline = next((column for column in columns if column.title == given[-1]), columns[0])
+            if len(given) == 2 and baseline.title != given[1]:
+                titles = ", ".join(f"'{column.title}'" for column in columns)
+                raise UserError(f"there is no column '{given[1]}'; choose one of {titles}.")
+            for table in (seeds_table(columns), hardest_table(columns, baseline), regained_table(columns)):
+                if table is not None:
+                    console.print(table)
     except UserError as error:
         print(f"surefoot: {error}", file=sys.stderr)
         return 2

@@ -35,6 +35,8 @@ SCHEMA = 1
 Context = Literal["nominal", "inferred", "oracle"]
 CONTEXTS: tuple[Context, ...] = ("nominal", "inferred", "oracle")
 
+# Control steps within which a robot has to be back on its feet after a change.
+REGAIN = 100
 # Windows, in control steps, over which the context before and after a change is averaged.
 BEFORE, AFTER = 50, 200
 # A context that moves by less has not moved: it is kept in single precision.
@@ -60,7 +62,8 @@ def validate(
         episodes: episodes in each world; their starts are the same for every world and context.
         seed: seed of the starts and of noise.
         steps: control steps in an episode.
-        contexts: any of nominal, inferred and oracle; a bundle without a context has nominal alone.
+        contexts: any of nominal, inferred and oracle; a bundle without a context has no oracle, and one that infers no
+            delay either has nominal alone.
         threads: threads that step the physics.
         progress: called with the control steps done so far, and with those of the whole run.
         watch: called for each context with the worlds, each with its suite's name, and all that happened in them.
@@ -138,9 +141,12 @@ def _contexts_of(bundle: Bundle, contexts: Sequence[str]) -> list[Context]:
         raise UserError(f"there is no context '{unknown[0]}'; choose from {', '.join(CONTEXTS)}.")
     if not contexts:
         raise UserError(f"contexts is empty; choose from {', '.join(CONTEXTS)}.")
-    if bundle.manifest.context is None:
-        return ["nominal"]
-    return [context for context in CONTEXTS if context in contexts]
+    spec = bundle.manifest
+    if spec.context is not None:
+        possible = CONTEXTS
+    else:
+        possible = ("nominal", "inferred") if spec.delay is not None else ("nominal",)
+    return [context for context in possible if context in contexts] or ["nominal"]
 
 
 def make_controller(bundle: Bundle, context: Context, plant: BatchedPlant) -> Controller:
@@ -164,9 +170,11 @@ def _cell(suite: str, world: Perturbation, context: str, result: EpisodeResult, 
         "length_mean": float(result.lengths[index].mean()),
         "falls": int(result.falls[index].sum()),
     }
+    # From the change, or from the start; what a second change does is another matter.
+    change, end = [*(world.change_steps or [0]), result.rewards.shape[-1]][:2]
+    if end > change + REGAIN:
+        cell["settled_reward"] = float(result.rewards[index, :, change + REGAIN : end].mean())
     if world.change_steps:
-        # What a second change does is another matter.
-        change, end = [*world.change_steps, result.rewards.shape[-1]][:2]
         cell["return_after_change"] = float(result.rewards[index, :, change:end].sum(-1).mean())
         if context == "inferred" and result.context is not None:
             whole = result.context[index][~result.falls[index], :end]

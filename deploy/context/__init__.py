@@ -1,9 +1,10 @@
 """Context estimators: what the robot's own motion says about how its dynamics have changed.
 
-Every estimator compares the observed change of state with the change that the world model predicts for the original
+An estimator compares the observed change of state with the change that the world model predicts for the original
 environment, and returns the context that the policy reads, nominal where nothing has changed (Ball et al. 2021,
-"Augmented World Models", section 4.3). There are two kinds of context: one scaling of the change for each observation
-dimension, and one gain for each actuator. The cost of a step is constant, whatever the episode's length.
+"Augmented World Models", section 4.3); `history` asks a network that was trained to tell it instead. There are two
+kinds of context: one scaling of the change for each observation dimension, and one gain for each actuator. The cost of
+a step is constant, whatever the episode's length.
 
 All state has the leading shape `batch`: `()` is one robot, `(n,)` is n robots side by side, as validation runs them.
 Shapes in the docstrings leave that prefix out.
@@ -21,16 +22,26 @@ from adapters.errors import UserError
 from deploy.context.actuator_gain import ActuatorGainEstimator, ActuatorGainSettings
 from deploy.context.change import ChangeSettings
 from deploy.context.estimator import ContextEstimator, Health, PredictChange
+from deploy.context.history import Adapt, HistoryEstimator, HistorySettings
 from deploy.context.linear_forward import LinearForwardEstimator, LinearForwardSettings
 from deploy.context.scale import ScaleEstimator, ScaleSettings
 
-__all__ = ["ESTIMATORS", "ContextEstimator", "Health", "PredictChange", "estimator_settings", "make_estimator"]
+__all__ = [
+    "ESTIMATORS",
+    "Adapt",
+    "ContextEstimator",
+    "Health",
+    "HistorySettings",
+    "PredictChange",
+    "estimator_settings",
+    "make_estimator",
+]
 
 # The kind of context that each estimator gives, as a bundle names it.
 ESTIMATORS = dict.fromkeys(("linear_forward", "scale", "affine", "shared_scale"), "delta_scale")
-ESTIMATORS["actuator_gain"] = "actuator_gain"
+ESTIMATORS |= dict.fromkeys(("actuator_gain", "history"), "actuator_gain")
 
-Settings = ScaleSettings | LinearForwardSettings | ActuatorGainSettings
+Settings = ScaleSettings | LinearForwardSettings | ActuatorGainSettings | HistorySettings
 
 
 def make_estimator(
@@ -43,11 +54,12 @@ def make_estimator(
     act_dim: int,
     settings: Mapping[str, Any] | None = None,
     batch: tuple[int, ...] = (),
+    adapt: Adapt | None = None,
 ) -> ContextEstimator:
-    """Return the estimator of that name.
+    """Return the estimator of that name; `history` alone needs `adapt`, the bundle's adaptation module.
 
     Raises:
-        UserError: there is no such estimator, or it has no such setting.
+        UserError: there is no such estimator, it has no such setting, or it lacks its adaptation module.
     """
     low, high, nominal = (np.asarray(v, dtype=np.float64) for v in (low, high, nominal))
     chosen = estimator_settings(name, settings)
@@ -55,6 +67,12 @@ def make_estimator(
         return LinearForwardEstimator(predict_change, low, high, nominal, act_dim, chosen, batch)
     if isinstance(chosen, ActuatorGainSettings):
         return ActuatorGainEstimator(predict_change, low, high, nominal, chosen, batch)
+    if isinstance(chosen, HistorySettings):
+        if adapt is None:
+            raise UserError(
+                "the estimator 'history' needs a bundle with adaptation.onnx; train one with algorithm=rma."
+            )
+        return HistoryEstimator(adapt, predict_change, low, high, nominal, chosen, batch)
     form = {"affine": name == "affine", "shared": name == "shared_scale"}
     return ScaleEstimator(predict_change, low, high, nominal, chosen, batch, **form)
 
@@ -67,7 +85,7 @@ def estimator_settings(name: str, given: Mapping[str, Any] | None = None) -> Set
     """
     if name not in ESTIMATORS:
         raise UserError(f"there is no context estimator '{name}'; choose one of {', '.join(ESTIMATORS)}.")
-    kinds = {"linear_forward": LinearForwardSettings, "actuator_gain": ActuatorGainSettings}
+    kinds = {"linear_forward": LinearForwardSettings, "actuator_gain": ActuatorGainSettings, "history": HistorySettings}
     return _settings(kinds.get(name, ScaleSettings), given, name)
 
 

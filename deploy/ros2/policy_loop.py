@@ -178,11 +178,14 @@ class PolicyLoop:
         return values | self._context() | {f"fault: {text}": count for text, count in self.faults.items()}
 
     def _context(self) -> dict[str, object]:
-        """How far the context is to be trusted."""
+        """What is inferred of delay and context, and how far the context is to be trusted."""
         health = self._health
+        values: dict[str, object] = {}
+        if self.last is not None and self.last.delay is not None:
+            values["delay (control periods)"] = int(self.last.delay)
         if health is None:
-            return {}
-        return {
+            return values
+        return values | {
             "adapt": self.controller.adapt,
             "context residual": f"{float(health.residual):.3g}",
             "context confidence": f"{float(health.confidence):.3g}",

@@ -10,7 +10,9 @@ g drawn for each rollout. Actor and both critics read g. A real transition in wh
 a robot whose motor is dead as well, whatever that motor was sent: a share of them is learned from as such.
 
 The world model has to know what happens when a motor does nothing, so the log should hold that:
-`surefoot collect weakened=0.6` is such a log, recorded on the original robot.
+`surefoot collect weakened=0.6` is such a log, recorded on the original robot. Better still is a second log in which a
+policy of this kind practises, told what each motor will get (`surefoot collect bundle=BUNDLE weakened=0.85`): it holds
+the gaits of the policy that is to be trained, not those of others.
 With `told: false` the policy does not read g, which is domain randomisation: one policy for all gains.
 What each part gives: results/README.md.
 """

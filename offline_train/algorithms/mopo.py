@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
 from deploy.spec import ContextSpec, RobotDescription
-from offline_train.algorithms.sac import Sac, SacConfig
+from offline_train.algorithms.sac import Sac, SacConfig, with_context
 from offline_train.models.ensemble import DynamicsEnsemble, TerminationRule
 from offline_train.models.penalties import PENALTIES
 from offline_train.models.rollout import UNCHANGED, rollout
@@ -87,9 +87,23 @@ class Mopo:
         return 0
 
     @property
+    def policy_updates(self) -> int:
+        """Gradient steps of the policy; what else is learned comes after them."""
+        return self.config.updates
+
+    @property
     def finished(self) -> bool:
         """Whether the budget of updates is spent."""
         return self.updates >= self.config.updates
+
+    def start_from(self, state: dict[str, Tensor]) -> None:
+        """Go on from MOPO's networks; a context, which these do not read, begins without effect.
+
+        Args:
+            state: of MOPO's learner, with hidden layers of the same widths.
+        """
+        scale = {"obs_mean": self.sac.obs_mean, "obs_std": self.sac.obs_std}
+        self.sac.load_state_dict(with_context(state, self.obs_dim, self.context_dim) | scale)
 
     def _input_scale(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of what the policy reads."""
@@ -130,7 +144,7 @@ class Mopo:
         ):
             self.replay.add(self._kept(transitions, context))
             rewards.append(transitions.reward.mean())
-        figures = [self._update() for _ in range(min(config.steps_per_epoch, config.updates - self.updates))]
+        figures = [self._update() for _ in range(min(config.steps_per_epoch, self.policy_updates - self.updates))]
         self.updates += len(figures)
         means = {name: float(torch.stack([f[name] for f in figures]).mean()) for name in figures[0]}
         return {"rollout_reward": float(torch.stack(rewards).mean()), **means}

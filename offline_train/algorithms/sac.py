@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -67,6 +68,52 @@ def temperature_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float)
     return -(log_alpha * (log_prob + target_entropy).mean())
 
 
+def anchor_loss(action: Tensor, anchor: Tensor, values: Tensor, weight: float) -> Tensor:
+    """The pull w mean|Q| E[ |a - a0|^2 ], which holds a policy that is trained on to what it did before.
+
+    It is that of TD3+BC (Fujimoto and Gu 2021, arXiv 2106.06860, w = 1 / alpha), towards an earlier policy in
+    the place of the log's actions.
+
+    Args:
+        action: the policy's deterministic actions, `(batch, act_dim)`.
+        anchor: the earlier policy's, `(batch, act_dim)`.
+        values: of the present policy's actions, `(members, batch)`; they give the pull the size of the values.
+        weight: w.
+    """
+    return weight * values.detach().abs().mean() * (action - anchor).square().sum(-1).mean()
+
+
+class Anchor(NamedTuple):
+    """What holds a policy that is trained on: its actor as it was, which stays so, and the weight of the pull."""
+
+    actor: Actor
+    weight: float
+
+
+def with_context(state: dict[str, Tensor], obs_dim: int, context_dim: int) -> dict[str, Tensor]:
+    """Give networks that read observations alone a context to read, which begins without effect.
+
+    Args:
+        state: a learner's `state_dict` without the input's mean and standard deviation.
+        obs_dim: size of an observation.
+        context_dim: how many numbers follow it in the new learner's input.
+
+    Returns:
+        The state with zeros for the weights of the context.
+    """
+
+    def widen(name: str, weight: Tensor) -> Tensor:
+        if name.endswith("actor.layers.0.weight"):
+            return torch.cat([weight, weight.new_zeros(len(weight), context_dim)], 1)
+        if name.endswith("critics.layers.0.weight"):
+            members, _, width = weight.shape
+            between = weight.new_zeros(members, context_dim, width)
+            return torch.cat([weight[:, :obs_dim], between, weight[:, obs_dim:]], 1)
+        return weight
+
+    return {name: widen(name, weight) for name, weight in state.items()}
+
+
 class Sac(nn.Module):
     """Actor, twin critics, their targets, the temperature, and the average of the actor over past updates.
 
@@ -80,8 +127,12 @@ class Sac(nn.Module):
         act_dim: size of an action.
         config: settings.
         generator: draws initial weights and every action.
+
+    Attributes:
+        anchor: what the policy is held to, None for a policy that is trained from the start. No part of the state.
     """
 
+    anchor: Anchor | None = None
     obs_mean: Tensor
     obs_std: Tensor
     updates: Tensor
@@ -122,6 +173,18 @@ class Sac(nn.Module):
         """Draw an action `(batch, act_dim)` for raw observations `(batch, input_dim)`."""
         return self.actor.sample(self.normalise(obs), self.generator).action
 
+    def train_on(self, state: dict[str, Tensor], weight: float) -> None:
+        """Begin to train a finished policy further: its averaged actor is where the actor starts and what holds it.
+
+        Args:
+            state: what `state_dict` gave.
+            weight: of the pull in `anchor_loss`.
+        """
+        self.load_state_dict(state)
+        self.actor.load_state_dict(self.average_actor.state_dict())
+        self.updates.zero_()
+        self.anchor = Anchor(copy.deepcopy(self.average_actor), weight)
+
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One gradient step of critics, actor and temperature, then of the targets.
 
@@ -144,8 +207,11 @@ class Sac(nn.Module):
 
         proposal = self.actor.sample(obs, self.generator)
         self.critics.requires_grad_(False)
-        policy_loss = actor_loss(self.critics(obs, proposal.action), proposal.log_prob, alpha)
+        values = self.critics(obs, proposal.action)
         self.critics.requires_grad_(True)
+        policy_loss = actor_loss(values, proposal.log_prob, alpha)
+        if self.anchor is not None:
+            policy_loss = policy_loss + anchor_loss(self.actor(obs), self.anchor.actor(obs), values, self.anchor.weight)
         entropy_loss = temperature_loss(self.log_alpha, proposal.log_prob.detach(), self.target_entropy)
         (policy_loss + entropy_loss).backward()
         self.optimizer.step()

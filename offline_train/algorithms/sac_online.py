@@ -1,7 +1,7 @@
 """Soft actor-critic online: the policy learns from what it does itself in the simulator (Haarnoja et al. 2018).
 
 It makes the behaviour policies whose data offline training starts from, and shows what learning in the simulator
-itself reaches.
+itself reaches, in the original world or in a changed one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from torch import Tensor
 from offline_train.algorithms.sac import Sac, SacConfig
 from offline_train.replay import Batch, Replay
 from sim.environments import Environment
-from sim.plant import BatchedPlant
+from sim.perturb import NOMINAL, Perturbation
+from sim.perturbed_plant import PerturbedPlant
+from sim.worlds import timeline
 
 
 class OnlineSacConfig(BaseModel):
@@ -29,7 +31,9 @@ class OnlineSacConfig(BaseModel):
     updates: int = Field(default=120_000, ge=1, description="gradient steps in all")
     steps_per_epoch: int = Field(default=1_000, ge=1, description="gradient steps between two lines of figures")
     batch_size: int = Field(default=128, ge=2, description="transitions a gradient step")
-    random_steps: int = Field(default=5_000, ge=1, description="control steps at random before the first update")
+    random_steps: int = Field(
+        default=5_000, ge=1, description="control steps before the first update, at random or of an earlier policy"
+    )
     robots: int = Field(default=10, ge=1, description="robots simulated side by side")
     steps_per_update: int = Field(default=2, ge=1, description="control steps for each gradient step; divides robots")
     episode_steps: int = Field(default=1_000, ge=1, description="control steps of an episode that does not end before")
@@ -51,17 +55,33 @@ class OnlineSac:
         environment: the task.
         seed: of everything that is random here.
         device: where the networks and the replay live.
+        world: in which the robots move; it stays as it is, with neither noise nor delays.
+        start: state of a learner to go on from, None for one that knows nothing.
     """
 
-    def __init__(self, config: OnlineSacConfig, environment: Environment, seed: int, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        config: OnlineSacConfig,
+        environment: Environment,
+        seed: int,
+        device: str = "cpu",
+        world: Perturbation = NOMINAL,
+        start: dict[str, Any] | None = None,
+    ) -> None:
         self.config, self.environment, self.device = config, environment, device
         self.generator = torch.Generator(device).manual_seed(seed)
         self.starts = np.random.default_rng(seed)
         self.sac = new_sac(config, environment, self.generator).to(device)
+        if start is not None:
+            self.sac.load_state_dict(start)
+        self.first_actions = self._random_actions if start is None else self.sac.explore
         capacity = config.random_steps + config.steps_per_update * config.updates + 2 * config.robots
         self.replay = Replay(capacity, environment.obs_dim, environment.act_dim, device)
-        self.plant = BatchedPlant(environment, [environment.model()] * config.robots)
-        self.obs = self.plant.reset(self.starts)
+        worlds = timeline(environment, world)
+        self.start_offset = worlds[0].start_offset
+        self.robots = PerturbedPlant(environment, [worlds] * config.robots)
+        self.plant = self.robots.plant
+        self.obs = self.robots.reset(environment.initial_states(self.starts, config.robots), generators=[])
         self.lengths = np.zeros(config.robots, int)
         self.returns = np.zeros(config.robots)
         self.updates = 0
@@ -80,7 +100,7 @@ class OnlineSac:
         """Act and update; returns the means of the epoch's figures and of the returns of the episodes that ended."""
         config = self.config
         while self.steps < config.random_steps:
-            self._step(self._random_actions)
+            self._step(self.first_actions)
         figures: list[dict[str, Tensor]] = []
         returns: list[float] = []
         budget = min(config.steps_per_epoch, config.updates - self.updates)
@@ -103,14 +123,15 @@ class OnlineSac:
         """One control step of every robot; returns the returns of the episodes that it ended."""
         obs = self._tensor(self.obs)
         action = act(obs)
-        self.obs, reward, terminated = self.plant.step(self.environment.commands(action.cpu().numpy()))
+        self.obs, reward, terminated = self.robots.step(self.environment.commands(action.cpu().numpy()))
         self.replay.add(Batch(obs, action, self._tensor(reward), self._tensor(self.obs), self._tensor(terminated)))
         self.returns += reward
         self.lengths += 1
         over = np.flatnonzero(terminated | (self.lengths >= self.config.episode_steps))
         ended = self.returns[over].tolist()
         if len(over):
-            self.obs[over] = self.plant.restart(over, self.environment.initial_states(self.starts, len(over)))
+            starts = self.environment.initial_states(self.starts, len(over)) + self.start_offset
+            self.obs[over] = self.plant.restart(over, starts)
             self.lengths[over], self.returns[over] = 0, 0.0
         return ended
 

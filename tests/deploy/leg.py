@@ -64,6 +64,7 @@ def stand_in(policy: Callable[..., Any] = act, context: bool = True, law: str = 
     return SimpleNamespace(
         manifest=spec(context, law, **limits),
         act=policy,
+        adapt=None,
         predict_change=lambda obs, action: (obs @ MOTION + action @ PUSH, np.full(np.shape(obs), STD)),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,8 @@ from offline_train.export import Run
 from offline_train.metrics import read_metrics
 from offline_train.replay import Batch
 from sim.environments import Environment, EnvironmentConfig, make_environment
+from sim.perturb import NOMINAL, Perturbation
+from sim.worlds import timeline
 
 POINT = """
 <mujoco>
@@ -56,7 +59,13 @@ def point() -> Point:
     return Point(config, 5, 0.1, ("x", "v"), ("x",), np.array([-1.0]), np.array([1.0]), spec, spec.compile())
 
 
-def make(environment: Environment, seed: int = 0, **settings: Any) -> OnlineSac:
+def make(
+    environment: Environment,
+    seed: int = 0,
+    world: Perturbation = NOMINAL,
+    start: dict[str, Any] | None = None,
+    **settings: Any,
+) -> OnlineSac:
     """The algorithm, small."""
     small: dict[str, Any] = {
         "updates": 40,
@@ -67,7 +76,7 @@ def make(environment: Environment, seed: int = 0, **settings: Any) -> OnlineSac:
         "steps_per_update": 1,
         "sac": SacConfig(hidden=[16, 16], learning_rate=3e-3, target_entropy=None),
     }
-    return OnlineSac(OnlineSacConfig(**small | settings), environment, seed)
+    return OnlineSac(OnlineSacConfig(**small | settings), environment, seed, world=world, start=start)
 
 
 def stored(algorithm: OnlineSac) -> Batch:
@@ -125,6 +134,57 @@ def test_timeouts_start_anew_and_are_not_terminal() -> None:
     assert not batch.terminal.any()
 
 
+DEAD = Perturbation(name="dead", actuator_gain={"x": 0.0})
+PUSHED = Perturbation(name="pushed", body_mass={"*": 2.0}, external_force={"*": (6.0, 0.0, 0.0)})
+LONG = Perturbation(name="long", limb_length={"thigh": 1.25}, body_mass={"*": 1.2})
+
+
+def test_a_point_without_a_motor_stays_in_every_episode() -> None:
+    batch = stored(finish(make(point(), world=DEAD, episode_steps=7)))
+    assert batch.action.abs().max() > 0.5
+    assert torch.equal(batch.obs, batch.next_obs)
+    assert (batch.obs[0] != batch.obs[7]).any(-1).all()
+
+
+def test_a_wind_blows_in_every_episode() -> None:
+    # 6 N push a point of 2 kg, which is slowed by 2 N s/m, towards 3 m/s: after seven steps of 0.1 s, on average over
+    # motors that push as much one way as the other, at 3 (1 - exp(-0.7)) = 1.51 m/s.
+    batch = stored(finish(make(point(), world=PUSHED, episode_steps=7, robots=50, random_steps=50 * 35, updates=1)))
+    speeds = batch.next_obs[6::7, :, 1]
+    assert len(speeds) == 5
+    np.testing.assert_allclose(speeds.mean(1), 1.51, atol=0.4)
+
+
+def test_starts_stand_as_high_as_the_longer_leg_asks_for() -> None:
+    environment = make_environment("hopper")
+    batch = stored(finish(make(environment, world=LONG, random_steps=400)))
+    starts = batch.obs[1:][~(batch.obs[1:] == batch.next_obs[:-1]).all(-1)]
+    # The thigh of 0.45 m is a quarter longer; a start has noise of 0.005.
+    assert len(starts) > 5 and (starts[:, 0] - (1.25 + 0.25 * 0.45)).abs().max() < 0.006
+
+
+def test_physics_is_that_of_the_changed_world() -> None:
+    environment = make_environment("hopper")
+    algorithm = make(environment, world=LONG, random_steps=4, updates=1)
+    model = timeline(environment, LONG)[0].model
+    before = algorithm.plant.states
+    algorithm.train_epoch()
+    data = mujoco.MjData(model)
+    for lane, state in enumerate(before):
+        mujoco.mj_setState(model, data, state, mujoco.mjtState.mjSTATE_FULLPHYSICS)
+        data.ctrl[:] = stored(algorithm).action[0, lane].numpy()
+        mujoco.mj_step(model, data, environment.frame_skip)
+        seen = np.concatenate([data.qpos[1:], np.clip(data.qvel, -10, 10)])
+        np.testing.assert_allclose(stored(algorithm).next_obs[0, lane].numpy(), seen, atol=1e-5)
+
+
+def test_evaluation_is_in_the_changed_world() -> None:
+    starts = point().initial_states(np.random.default_rng(1), 20)[:, 1]
+    found = simulator_return(lambda obs: torch.ones(len(obs), 1), point(), 20, seed=1, steps=40, world=DEAD)
+    # Whatever the policy asks for, a point without a motor stays where it starts.
+    assert found == pytest.approx(-40 * np.abs(starts).mean())
+
+
 def test_exploration_return_is_that_of_the_episodes_that_ended() -> None:
     algorithm = make(point(), episode_steps=12, steps_per_epoch=8, updates=8, random_steps=40)
     figures = algorithm.train_epoch()
@@ -148,14 +208,14 @@ def test_same_seed_same_bits_and_another_seed_others() -> None:
     assert not state_equal(first["sac"], other["sac"])
 
 
-@pytest.mark.parametrize("name", ["hopper", "quadruped-walk"])
-def test_resumes_in_the_middle_to_the_bit(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "world"), [("hopper", NOMINAL), ("hopper", LONG), ("quadruped-walk", NOMINAL)])
+def test_resumes_in_the_middle_to_the_bit(name: str, world: Perturbation, tmp_path: Path) -> None:
     environment = make_environment(name)
-    whole = finish(make(environment, episode_steps=9))
-    first = make(environment, episode_steps=9)
+    whole = finish(make(environment, world=world, episode_steps=9))
+    first = make(environment, world=world, episode_steps=9)
     first.train_epoch()
     save_checkpoint(tmp_path / "part.safetensors", first.state_dict())
-    second = make(environment, seed=8, episode_steps=9)
+    second = make(environment, seed=8, world=world, episode_steps=9)
     second.load_state_dict(load_checkpoint(tmp_path / "part.safetensors"))
     assert state_equal(finish(second).state_dict(), whole.state_dict())
 
@@ -225,6 +285,99 @@ def test_train_export_and_load(command_line: CommandLine, train: CommandLine, tm
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+def test_run_in_a_changed_world_says_so(command_line: CommandLine, train: CommandLine, tmp_path: Path) -> None:
+    assert train("here").code == 0
+    assert train("there", "perturbations=crippled", "world=dead-foot_joint").code == 0
+    dead = {"name": "dead-foot_joint", "actuator_gain": {"foot_joint": 0.0}}
+    for folder, told in (("here", (None, None, None)), ("there", ("crippled", "dead-foot_joint", dead))):
+        config = json.loads((tmp_path / folder / "run.json").read_text())["config"]
+        assert (config["suite"], config["world"], config["perturbation"]) == told
+    final, evaluated = Run(tmp_path / "there").sac, read_metrics(tmp_path / "there" / "metrics.jsonl")[-1]["return"]
+    returns = [
+        simulator_return(final, make_environment("hopper"), 1, seed=0, world=world)
+        for world in (Perturbation(**dead), NOMINAL)
+    ]
+    assert evaluated == returns[0] != returns[1]
+
+    assert command_line("export", f"run={tmp_path / 'there'}", f"output={tmp_path / 'dead.bundle'}").code == 0
+    config = Bundle.load(tmp_path / "dead.bundle").manifest.provenance.config
+    assert (config["suite"], config["world"], config["perturbation"]) == ("crippled", "dead-foot_joint", dead)
+    assert not [path for path in (tmp_path / "dead.bundle").iterdir() if str(tmp_path).encode() in path.read_bytes()]
+
+    done = train("there", "perturbations=crippled", "world=locked-foot_joint", "resume=true")
+    assert done.code == 2 and "was started with other settings (perturbation, world)" in done.err
+
+
+def test_one_command_trains_in_several_worlds(
+    train: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train("${world}", "perturbations=crippled", "world=dead-foot_joint,dead-leg_joint", "-m").code == 0
+    for world in ("dead-foot_joint", "dead-leg_joint"):
+        assert json.loads((tmp_path / world / "run.json").read_text())["config"]["perturbation"]["name"] == world
+    # Hydra's own record of the sweep lies with the runs, and not in the working folder.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dead-foot_joint", "dead-leg_joint", "outputs"]
+
+
+def test_goes_on_from_an_earlier_policy() -> None:
+    first = finish(make(point())).sac
+    second = make(point(), seed=1, world=DEAD, start=copy.deepcopy(first.state_dict()))
+    assert state_equal(second.sac.state_dict(), first.state_dict())
+    start, noise = second.obs.copy(), second.generator.get_state()
+    second.train_epoch()
+    # Before its first update it acts as the earlier policy explores, and not at random.
+    first.generator.set_state(noise)
+    assert torch.equal(stored(second).action[0], first.explore(torch.from_numpy(start).float()))
+
+
+def test_run_goes_on_from_an_earlier_one(train: CommandLine, tmp_path: Path) -> None:
+    assert train("first").code == 0
+    earlier = f"start_from={tmp_path / 'first'}"
+    assert train("second", earlier, "algorithm.updates=1", "algorithm.sac.learning_rate=1e-12").code == 0
+    states = [load_checkpoint(tmp_path / folder / "policy.safetensors") for folder in ("first", "second")]
+    np.testing.assert_allclose(states[1]["log_alpha"], states[0]["log_alpha"], rtol=1e-6)
+    assert [state["updates"] for state in states] == [40, 41]
+    for arguments, sentence in (
+        (["dataset.env=walker2d"], "first is no run of algorithm=sac in walker2d"),
+        (["algorithm.sac.hidden=[8]"], "give algorithm.sac.hidden=[8, 8]"),
+        ([f"start_from={tmp_path / 'none'}"], "there is no file"),
+    ):
+        done = train("third", earlier, *arguments)
+        assert done.code == 2 and sentence in done.err, done.err
+        assert not (tmp_path / "third").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["perturbations=crippled"], "perturbations=SUITE and world=NAME go together"),
+        (["perturbations=crippled", "world=dead-horse"], "has no world 'dead-horse'"),
+        (["perturbations=SUITE", "world=late"], "changes at step 500, and a policy is trained in a world that stays"),
+        (["perturbations=SUITE", "world=gust"], "changes at step 7, and a policy is trained in a world that stays"),
+        (["perturbations=SUITE", "world=noisy"], "'noisy' has noise or delays"),
+        (["perturbations=SUITE", "world=slow"], "'slow' has noise or delays"),
+        (["perturbations=SUITE", "world=blind"], "'blind' has noise or delays"),
+    ],
+)
+def test_world_that_does_not_do_is_refused(
+    train: CommandLine, tmp_path: Path, arguments: list[str], sentence: str
+) -> None:
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(
+        """
+        - {name: late, at_step: 500, body_mass: {"*": 2.0}}
+        - {name: gust, schedule: [{at_step: 7, gravity: 0.5}]}
+        - {name: noisy, observation_noise: {"*": 0.1}}
+        - {name: slow, actuator_delay: 1}
+        - {name: blind, observation_delay: 1}
+        """
+    )
+    done = train("run", *(argument.replace("SUITE", str(suite)) for argument in arguments))
+    assert done.code == 2 and done.err.count("\n") == 1
+    assert sentence in done.err, done.err
+    assert not (tmp_path / "run").exists()
+
+
 def test_interrupted_run_resumes_to_the_bit(
     train: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,6 +407,8 @@ def test_interrupted_run_resumes_to_the_bit(
         (["dataset=online", "dataset.env=hopper", "robot=ant"], "the robot 'ant' has 27"),
         (["dataset=online", "dataset.env=hopper", "world_model=x"], "leave world_model out"),
         (["dataset=online", "dataset.env=hopper", "algorithm=mopo"], "algorithm=mopo learns from a log"),
+        (["algorithm=mopo", "perturbations=wind", "world=tail-wind-5"], "mopo learns from a log, whatever the world"),
+        (["algorithm=none", "start_from=x"], "algorithm=none trains no policy that could start from an earlier one"),
     ],
 )
 def test_source_that_does_not_fit_is_refused(

@@ -258,3 +258,19 @@ def test_damaged_checkpoint_is_refused(command_line: CommandLine, train: Train, 
     policy = tmp_path / "run" / "policy.safetensors"
     policy.write_bytes(policy.read_bytes()[:-100])
     assert "policy.safetensors is not a whole checkpoint" in refusal(command_line("export", f"run={tmp_path / 'run'}"))
+
+
+def test_a_conditioned_policy_goes_on_from_mopo(train: Train, tmp_path: Path) -> None:
+    assert train("base", "algorithm=mopo", "evaluation_episodes=0").code == 0
+    onwards = ["algorithm=augwm-actuators", f"world_model={tmp_path / 'base'}", "evaluation_episodes=0"]
+    done = train("on", *onwards, f"start_from={tmp_path / 'base'}")
+    assert done.code == 0, done
+    record = json.loads((tmp_path / "on" / "run.json").read_text())
+    assert record["config"]["start_from"] == str(tmp_path / "base")
+    # Its count of updates goes on, so the averaged actor stays as slow as it was: 30 and 30.
+    assert float(load_checkpoint(tmp_path / "on" / "policy.safetensors")["updates"]) == 60
+    assert "is no run of algorithm=mopo in" in refusal(train("no", *onwards, f"start_from={tmp_path / 'on'}"))
+    assert "there is no file" in refusal(train("no", *onwards, f"start_from={tmp_path / 'none'}"))
+    wider = refusal(train("no", *onwards, f"start_from={tmp_path / 'base'}", "algorithm.sac.hidden=[9,9]"))
+    assert "give algorithm.sac.hidden=[" in wider
+    assert not (tmp_path / "no").exists()

@@ -145,6 +145,21 @@ def test_adaptation_is_timed_up_to_the_next_change() -> None:
     assert cell["steps_to_90_percent"] == 32
 
 
+@pytest.mark.parametrize(
+    ("world", "expected"), [({}, 800 / 1400), ({"at_step": 500}, 300 / 400), ({"at_step": 1400}, None)]
+)
+def test_settled_reward_begins_a_hundred_steps_after_the_change(world: dict[str, Any], expected: float | None) -> None:
+    # One a step from 600 to 899 and from 1,000 on, nothing else; the world changes again at step 1,000. From step 100
+    # on that is 300 + 500 of 1,400 steps, from 600 to 1,000 it is 300 of 400; 1,500 - 1,400 leaves no step to count.
+    rewards = np.zeros((1, 1, 1500), np.float32)
+    rewards[..., 600:900] = rewards[..., 1000:] = 1.0
+    result = EpisodeResult(rewards, np.full((1, 1), 1500), np.zeros((1, 1), bool), context=None)
+    schedule = [{"at_step": 1000}] if world.get("at_step") == 500 else []
+    described = Perturbation.model_validate({"name": "x", "gravity": 0.5, "schedule": schedule} | world)
+    cell = sim.validate._cell("suite", described, "nominal", result, 0)
+    assert cell.get("settled_reward") == (None if expected is None else pytest.approx(expected))
+
+
 def test_shipped_suites_of_a_robots_parts_are_those_of_the_bundles_robot(make_bundle: Callable[..., Path]) -> None:
     report = validate(make_bundle(), ["crippled", "limbs", "worn"], episodes=1, steps=3, contexts=["nominal"])
     suites = [cell["suite"] for cell in report["cells"]]
