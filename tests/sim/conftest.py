@@ -15,6 +15,7 @@ from deploy.bundle import (
     ActionSpec,
     BundleSpec,
     ContextSpec,
+    DelaySpec,
     ObservationTerm,
     Provenance,
     RobotDescription,
@@ -40,11 +41,16 @@ STD = np.full(OBS, 0.02, np.float32)
 def make_bundle(tmp_path: Path) -> Callable[..., Path]:
     """Return a function that writes a tiny bundle: `make_bundle(context=True, spare_terms=0, env="halfcheetah")`.
 
-    With `gains=True` its context is one gain for each actuator.
+    With `gains=True` its context is one gain for each actuator; with `delay=True` it looks for delays.
     """
 
     def make(
-        context: bool = True, spare_terms: int = 0, env: str = "halfcheetah", gains: bool = False, name: str = "tiny"
+        context: bool = True,
+        spare_terms: int = 0,
+        env: str = "halfcheetah",
+        gains: bool = False,
+        name: str = "tiny",
+        delay: bool = False,
     ) -> Path:
         generator = np.random.default_rng(0)
         size, dim = OBS + spare_terms, (ACT if gains else OBS) * context
@@ -55,15 +61,15 @@ def make_bundle(tmp_path: Path) -> Callable[..., Path]:
             golden["context"] = generator.uniform(0.5, 1.5, (64, dim)).astype(np.float32)
             lean = (golden["context"] - 1) @ LEAN[:dim]
         golden["action"] = np.tanh(obs[:, :OBS] @ POLICY + lean)
-        if context:
+        if context or delay:
             golden["delta"] = obs @ MOTION + golden["action"] @ PUSH
             golden["std"] = np.tile(STD, (64, 1))
         path = tmp_path / f"{name}.bundle"
         write_bundle(
             path,
             policy=_policy(size, dim),
-            dynamics=_dynamics() if context else None,
-            spec=_spec(size, dim, env),
+            dynamics=_dynamics() if context or delay else None,
+            spec=_spec(size, dim, env).model_copy(update={"delay": DelaySpec() if delay else None}),
             golden=golden,
         )
         return path

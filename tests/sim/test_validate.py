@@ -114,6 +114,13 @@ def test_report_is_the_contracts(make_bundle: Callable[..., Path], suite: Path) 
     assert report["cells"][2]["perturbation"] == {"name": "late", "at_step": 30, "actuator_gain": {"bthigh": 0.0}}
 
 
+def test_a_policy_without_a_context_is_adapted_to_delays_alone(make_bundle: Callable[..., Path], suite: Path) -> None:
+    bundle = make_bundle(context=False, delay=True)
+    report = _validate(bundle, suite)
+    assert [*report["summary"]] == ["nominal", "inferred"]
+    assert [*_validate(bundle, suite, contexts=["oracle"])["summary"]] == ["nominal"]
+
+
 def test_what_a_change_did_is_told_up_to_the_next_one(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "on.yaml").write_text("- {name: heavy, at_step: 20, body_mass: {'*': 1.5}}\n")
     (tmp_path / "off.yaml").write_text(
