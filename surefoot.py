@@ -11,6 +11,7 @@ from adapters.command import CommandFailed, explain
 COMMANDS = {
     "collect": ("sim.collect", "roll behaviour policies out into a data set"),
     "train": ("offline_train.train", "train a world model and a policy from logs"),
+    "adapt": ("offline_train.adapt", "correct a run with a log of the changed robot"),
     "export": ("offline_train.export", "turn a training run into a bundle for the robot"),
     "validate": ("sim.validate", "run a bundle in MuJoCo over changed dynamics"),
     "run": ("sim.run", "drive a robot with a bundle"),
@@ -54,12 +55,12 @@ def main() -> None:
         sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:
-        # Whoever read the output (head, less) has gone; nothing may be written any more, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
     except (Exception, CommandFailed) as failure:
         error = failure.__cause__ if isinstance(failure, CommandFailed) else failure
+        if isinstance(error, BrokenPipeError):
+            # Whoever read the output (head, less) has gone; nothing may be written any more, not even at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
         message = explain(error)
         if debug or message is None:
             raise
