@@ -38,7 +38,7 @@ from sim.environments import Environment, make_environment
 from sim.mujoco_plant import find_world, load_robot, name_world
 from sim.perturb import NOMINAL, Perturbation
 from sim.terminations import TERMINATIONS
-from sim.worlds import timeline
+from sim.worlds import steady_world
 
 
 class DatasetConfig(BaseModel):
@@ -381,14 +381,7 @@ def training_world(config: TrainConfig, settings: OnlineSacConfig, environment: 
     """
     place = name_world(config.suite, config.world, None, settings.episode_steps, environment)
     world = find_world(place, environment=environment)
-    if world.change_steps:
-        raise UserError(
-            f"{world.where} changes at step {world.change_steps[0]}, and a policy is trained in a world that stays as "
-            "it is; choose one that is changed from the start."
-        )
-    now = timeline(environment, world)[0]
-    if now.actuator_delay or now.observation_delay or now.observation_noise.any():
-        raise UserError(f"{world.where} has noise or delays, which algorithm=sac does not train with; choose another.")
+    steady_world(environment, world)
     return world
 
 

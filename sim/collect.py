@@ -21,8 +21,10 @@ from adapters.progress import MoveBar, progress_bar
 from deploy.bundle import Bundle
 from sim.environments import Environment, make_environment
 from sim.logs import find_robot, read_log
-from sim.plant import BatchedPlant
+from sim.mujoco_plant import find_world, name_world
+from sim.perturbed_plant import PerturbedPlant
 from sim.weakening import draw_weakening
+from sim.worlds import World, steady_world
 
 # Hydra would take it for a config group, because a folder of that name lies in configs/.
 ALIASES = {"robot=": "description="}
@@ -183,6 +185,7 @@ def collect(
     weakened: float = 0.0,
     bundles: Sequence[str] = (),
     noise: float = 0.0,
+    place: str = "none",
 ) -> TransitionDataset:
     """Roll policies out in stretches of `EPISODE_STEPS` steps, each of which ends in a timeout.
 
@@ -200,6 +203,7 @@ def collect(
         weakened: share of the time in which motors get less than the policy asks for (`sim/weakening.py`).
         bundles: bundles whose policies act in turn, an equal share each; where there are none, the recipe's do.
         noise: of the bundles' policies (`BundlePolicy`).
+        place: changed world to roll out in, SUITE:NAME; none for the original one.
 
     Raises:
         UserError: a setting is not possible.
@@ -211,6 +215,7 @@ def collect(
     if noise and not bundles:
         raise UserError("the policies of a recipe have their own noise; leave noise out, or give bundle=BUNDLE.")
     environment = make_environment(env)
+    world = steady_world(environment, find_world(place, environment=environment))
     policies: list[Policy] = (
         [BundlePolicy(path, environment, noise) for path in bundles]
         if bundles
@@ -223,14 +228,13 @@ def collect(
     with progress_bar("collecting" if bundles else f"collecting {recipe}", steps) as move:
         for start in range(0, len(schedule), episodes_in_parallel):
             rows = slice(start, start + episodes_in_parallel)
-            drawn = generators[rows]
-            batches.append(
-                _roll_out(environment, schedule[rows], drawn, weakened, threads, move, start * EPISODE_STEPS)
-            )
+            acting, drawn, done = schedule[rows], generators[rows], start * EPISODE_STEPS
+            batches.append(_roll_out(environment, world, acting, drawn, weakened, threads, move, done))
     arrays = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
     source = (
         f"surefoot collect env={env} {kind} steps={steps} seed={seed} "
-        f"episodes_in_parallel={episodes_in_parallel}{f' weakened={weakened}' * bool(weakened)}, "
+        f"episodes_in_parallel={episodes_in_parallel}{f' weakened={weakened}' * bool(weakened)}"
+        f"{f' world={place}' * (place != 'none')}, "
         f"{environment.task_id}, mujoco {mujoco.__version__}"
     )
     metadata = Metadata(env, environment.control_dt, environment.observation_names, environment.action_names, source)
@@ -259,6 +263,7 @@ def policy_schedule(stages: Sequence[Stage], steps: int) -> list[Stage]:
 
 def _roll_out(
     environment: Environment,
+    world: World,
     policies: Sequence[Policy],
     generators: Sequence[np.random.Generator],
     weakened: float,
@@ -279,7 +284,7 @@ def _roll_out(
         "terminals": np.empty((lanes, EPISODE_STEPS), bool),
         "timeouts": np.zeros((lanes, EPISODE_STEPS), bool),
     }
-    states = np.concatenate([environment.initial_states(generator, 1) for generator in generators])
+    starts = [environment.initial_states(generator, 1) for generator in generators]
     noise = np.stack([policy.draw(generator) for policy, generator in zip(policies, generators, strict=True)])
     shape = (EPISODE_STEPS, environment.act_dim, weakened)
     gains = (
@@ -288,20 +293,20 @@ def _roll_out(
         else np.ones((lanes, EPISODE_STEPS, environment.act_dim))
     )
     groups = [(policy, [i for i, p in enumerate(policies) if p is policy]) for policy in dict.fromkeys(policies)]
-    with BatchedPlant(environment, [environment.model()] * lanes, threads) as plant:
-        observations = plant.reset(states=states)
+    with PerturbedPlant(environment, [{0: world}] * lanes, threads) as robots:
+        observations = robots.reset(np.concatenate(starts), generators=[])
         for step in range(EPISODE_STEPS):
             actions = arrays["actions"][:, step]
             for policy, rows in groups:
                 actions[rows] = policy.act(observations[rows], noise[rows, step], gains[rows, step])
             actions *= gains[:, step]
             arrays["observations"][:, step] = observations
-            observations, arrays["rewards"][:, step], arrays["terminals"][:, step] = plant.step(actions)
+            observations, arrays["rewards"][:, step], arrays["terminals"][:, step] = robots.step(actions)
             arrays["next_observations"][:, step] = observations
             over = np.flatnonzero(arrays["terminals"][:, step])
             if len(over):
-                starts = [environment.initial_states(generators[lane], 1) for lane in over.tolist()]
-                observations[over] = plant.restart(over, np.concatenate(starts))
+                again = [environment.initial_states(generators[lane], 1) for lane in over.tolist()]
+                observations[over] = robots.plant.restart(over, np.concatenate(again) + world.start_offset)
             move(done + (step + 1) * lanes)
     arrays["timeouts"][:, -1] = ~arrays["terminals"][:, -1]
     return {name: array.reshape(lanes * EPISODE_STEPS, *array.shape[2:]) for name, array in arrays.items()}
@@ -332,6 +337,7 @@ def _rolled_out(config: DictConfig) -> TransitionDataset:
     for name, least in (("steps", 1), ("seed", 0), ("episodes_in_parallel", 1), ("threads", 1)):
         if type(config[name]) is not int or config[name] < least:
             raise UserError(f"{name}={config[name]} is not possible; give a whole number of at least {least}.")
+    environment = make_environment(config.env.name)
     return collect(
         recipe=str(config.recipe),
         steps=config.steps,
@@ -342,6 +348,7 @@ def _rolled_out(config: DictConfig) -> TransitionDataset:
         weakened=config.weakened,
         bundles=[config.bundle] if isinstance(config.bundle, str) else list(config.bundle or []),
         noise=config.noise,
+        place=name_world(config.suite, config.world, None, EPISODE_STEPS, environment),
     )
 
 

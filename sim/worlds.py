@@ -51,6 +51,23 @@ def timeline(environment: Environment, perturbation: Perturbation) -> dict[int, 
     return worlds
 
 
+def steady_world(environment: Environment, perturbation: Perturbation) -> World:
+    """Return the world of an episode that stays as it is, for those who learn or log in one world.
+
+    Raises:
+        UserError: it changes during the episode, or it has noise or delays.
+    """
+    if perturbation.change_steps:
+        raise UserError(
+            f"{perturbation.where} changes at step {perturbation.change_steps[0]}, and this takes a world that stays "
+            "as it is; choose one that is changed from the start."
+        )
+    world = timeline(environment, perturbation)[0]
+    if world.actuator_delay or world.observation_delay or world.observation_noise.any():
+        raise UserError(f"{perturbation.where} has noise or delays, which this does not take; choose another.")
+    return world
+
+
 def make_world(environment: Environment, change: Change, where: str = "the change") -> World:
     """Make one changed world.
 

@@ -352,8 +352,8 @@ def test_run_goes_on_from_an_earlier_one(train: CommandLine, tmp_path: Path) -> 
     [
         (["perturbations=crippled"], "perturbations=SUITE and world=NAME go together"),
         (["perturbations=crippled", "world=dead-horse"], "has no world 'dead-horse'"),
-        (["perturbations=SUITE", "world=late"], "changes at step 500, and a policy is trained in a world that stays"),
-        (["perturbations=SUITE", "world=gust"], "changes at step 7, and a policy is trained in a world that stays"),
+        (["perturbations=SUITE", "world=late"], "changes at step 500, and this takes a world that stays"),
+        (["perturbations=SUITE", "world=gust"], "changes at step 7, and this takes a world that stays"),
         (["perturbations=SUITE", "world=noisy"], "'noisy' has noise or delays"),
         (["perturbations=SUITE", "world=slow"], "'slow' has noise or delays"),
         (["perturbations=SUITE", "world=blind"], "'blind' has noise or delays"),

@@ -17,8 +17,10 @@ from adapters.errors import UserError
 from deploy.bundle import Bundle
 from sim.collect import SNAPSHOTS, collect, policy_schedule, recipe_policies, shipped_environments, shipped_policies
 from sim.environments import Behaviour, make_environment
+from sim.mujoco_plant import find_world
 from sim.plant import BatchedPlant
 from sim.weakening import draw_weakening
+from sim.worlds import make_world
 
 ENVIRONMENT = make_environment("halfcheetah")
 
@@ -220,6 +222,21 @@ def command(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> None:
     surefoot.main()
 
 
+def test_a_changed_robot_is_logged_as_it_moves(make_bundle: Callable[..., Path]) -> None:
+    path = str(make_bundle(context=False))
+    place = "joint-failure:dead-bthigh"
+    data = collect("mixed", 1000, seed=3, bundles=[path], place=place)
+    model = make_world(ENVIRONMENT, find_world(place)).model
+    start = ENVIRONMENT.initial_states(np.random.default_rng(3).spawn(1)[0], 1)
+    with BatchedPlant(ENVIRONMENT, [model]) as plant:
+        observed = plant.reset(states=start)
+        for step in range(20):
+            np.testing.assert_array_equal(data.observations[step], observed[0].astype(np.float32))
+            observed, _, _ = plant.step(data.actions[step : step + 1])
+    assert "world=joint-failure:dead-bthigh" in data.metadata.source
+    assert data.metadata.sha256 != collect("mixed", 1000, seed=3, bundles=[path]).metadata.sha256
+
+
 def test_a_bundle_of_another_environment_is_refused(make_bundle: Callable[..., Path]) -> None:
     with pytest.raises(UserError, match="is a bundle for env=hopper, not for env=halfcheetah; give env=hopper"):
         collect("mixed", 1000, seed=0, bundles=[str(make_bundle(env="hopper"))])
@@ -248,6 +265,7 @@ def test_command_writes_what_collect_returns(
         ("seed=-1", "seed=-1 is not possible"),
         ("episodes_in_parallel=0", "episodes_in_parallel=0 is not possible"),
         ("threads=0", "threads=0 is not possible"),
+        ("world=heavy", "perturbations=SUITE and world=NAME go together"),
         ("noise=0.1", "the policies of a recipe have their own noise"),
         ("noise=2", "noise=2 is no share of the commands' range"),
         ("bundle=nowhere", "there is no bundle nowhere"),
