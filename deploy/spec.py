@@ -185,12 +185,12 @@ class DelaySpec(_Model):
 
     Attributes:
         most: longest delay that is looked for, in control periods.
-        forgetting: weight of the evidence a control period later; 0.95 remembers about 20.
+        forgetting: weight of the evidence a control period later; 0.85 remembers about 7.
         margin: another delay is taken where its score is below this share of the present one's.
     """
 
     most: int = Field(default=3, ge=1, le=LONGEST_DELAY)
-    forgetting: float = Field(default=0.95, gt=0, lt=1)
+    forgetting: float = Field(default=0.85, gt=0, lt=1)
     margin: float = Field(default=0.8, gt=0, le=1)
 
 

@@ -83,10 +83,10 @@ def test_a_start_from_rest_decides_nothing() -> None:
 def test_a_delay_that_changes_in_mid_run_is_found_again() -> None:
     found = drive(compensator(), random_commands(300), lambda step: 1 if step < 150 else 3, noise=STD)
     assert found[149] == 1
-    # Wrong delays score about 4 / 3 a step and the right one nothing, so the new delay begins with 20 x 4 / 3 = 27
-    # against it, of which 27 x 0.95^n is left after n steps, when the old delay has 27 (1 - 0.95^n): equal at n = 14,
-    # and the new one below 0.8 of the old one's at n = 17.
-    assert found[150 + 25 :] == [3] * 125 and found[150 + 8] == 1
+    # Wrong delays score about 4 / 3 a step and the right one nothing, so the new delay begins with 4 / 3 / 0.15 = 8.9
+    # against it, of which 8.9 x 0.85^n is left after n steps, when the old delay has 8.9 (1 - 0.85^n): equal at
+    # n = 4.3, and the new one below 0.8 of the old one's at n = 5.
+    assert found[150 + 12 :] == [3] * 138 and found[150 + 1] == 1
 
 
 @pytest.mark.parametrize("late", range(MOST + 1))
