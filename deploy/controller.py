@@ -256,6 +256,8 @@ class Controller:
         values, reason, detail = self._check(obs)
         if not forward:
             reason, detail = np.full(self.batch, Reason.TIME), ""
+        if self.delay is not None and not (steady and self.obeyed):
+            self.delay.interrupt()
         good = reason == NONE
         action, health, stage, caught = self.rest, None, Reason.ESTIMATOR, ""
         try:
@@ -340,8 +342,6 @@ class Controller:
     def _learn(self, obs: np.ndarray, good: np.ndarray, steady: bool) -> None:
         """Learn from what the last commands did to the robot."""
         if not (steady and self.obeyed):
-            if self.delay is not None:
-                self.delay.interrupt()
             return
         valid, acting = self.good & good, self.command
         if self.delay is not None:

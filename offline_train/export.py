@@ -39,22 +39,42 @@ RANDOM_ROBOTS = 50
 PARITY_TOLERANCE = 1e-5
 
 
-class PolicyGraph(nn.Module):
-    """What policy.onnx computes: raw observation (and context) to command, `(batch, act_dim)` in command units."""
+class CommandGraph(nn.Module):
+    """A graph in command units around networks whose actions are in [-1, 1].
+
+    Args:
+        low: smallest command, `(act_dim,)`.
+        high: largest.
+    """
 
     low: Tensor
     span: Tensor
 
-    def __init__(self, sac: Sac, low: list[float], high: list[float]) -> None:
+    def __init__(self, low: list[float], high: list[float]) -> None:
         super().__init__()
-        self.sac = sac
         self.register_buffer("low", torch.tensor(low))
         self.register_buffer("span", torch.tensor(high) - torch.tensor(low))
+
+    def to_command(self, action: Tensor) -> Tensor:
+        """Scale actions in [-1, 1] to commands."""
+        return self.low + 0.5 * (action + 1.0) * self.span
+
+    def to_action(self, command: Tensor) -> Tensor:
+        """Scale commands to actions in [-1, 1]."""
+        return 2.0 * (command - self.low) / self.span - 1.0
+
+
+class PolicyGraph(CommandGraph):
+    """What policy.onnx computes: raw observation (and context) to command, `(batch, act_dim)` in command units."""
+
+    def __init__(self, sac: Sac, low: list[float], high: list[float]) -> None:
+        super().__init__(low, high)
+        self.sac = sac
 
     def forward(self, obs: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the deterministic command."""
         action = self.sac(obs if context is None else torch.cat([obs, context], -1))
-        return self.low + 0.5 * (action + 1.0) * self.span
+        return self.to_command(action)
 
 
 class BehaviourGraph(nn.Module):
@@ -69,34 +89,24 @@ class BehaviourGraph(nn.Module):
         return self.sac.average_actor.distribution(self.sac.normalise(obs))
 
 
-class DynamicsGraph(nn.Module):
+class DynamicsGraph(CommandGraph):
     """What dynamics.onnx computes: the elites' mean change of state and its standard deviation."""
 
-    low: Tensor
-    span: Tensor
-
     def __init__(self, model: DynamicsEnsemble, low: list[float], high: list[float]) -> None:
-        super().__init__()
+        super().__init__(low, high)
         self.model = model
-        self.register_buffer("low", torch.tensor(low))
-        self.register_buffer("span", torch.tensor(high) - torch.tensor(low))
 
     def forward(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """Take the action in command units; return `delta` and `std`, `(batch, obs_dim)` in observation units."""
-        return self.model.mean_change(obs, 2.0 * (action - self.low) / self.span - 1.0)
+        return self.model.mean_change(obs, self.to_action(action))
 
 
-class AdaptationGraph(nn.Module):
+class AdaptationGraph(CommandGraph):
     """What adaptation.onnx computes: a history with actions in command units to gains."""
 
-    low: Tensor
-    span: Tensor
-
     def __init__(self, adaptation: Adaptation, low: list[float], high: list[float]) -> None:
-        super().__init__()
+        super().__init__(low, high)
         self.adaptation = adaptation
-        self.register_buffer("low", torch.tensor(low))
-        self.register_buffer("span", torch.tensor(high) - torch.tensor(low))
 
     def forward(self, history: Tensor) -> Tensor:
         """Take `(batch, window * (1 + 2 obs_dim + act_dim))`; return `estimate`, `(batch, act_dim)`."""
@@ -104,7 +114,7 @@ class AdaptationGraph(nn.Module):
         rows = history.unflatten(-1, (self.adaptation.window, -1))
         obs_dim = (rows.shape[-1] - 1 - act_dim) // 2
         state, command, change = rows.split([1 + obs_dim, act_dim, obs_dim], -1)
-        return self.adaptation(torch.cat([state, 2.0 * (command - self.low) / self.span - 1.0, change], -1))
+        return self.adaptation(torch.cat([state, self.to_action(command), change], -1))
 
 
 def to_onnx(graph: nn.Module, inputs: dict[str, Tensor], outputs: list[str]) -> bytes:

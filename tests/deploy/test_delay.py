@@ -229,6 +229,21 @@ def test_the_estimator_is_told_the_command_that_acted() -> None:
         np.testing.assert_allclose(move(obs, action), following, atol=1e-9)
 
 
+@pytest.mark.parametrize("time", [59 * DT, 61 * DT, np.nan])
+def test_a_bad_step_out_of_time_interrupts_the_learning_as_a_good_one_does(time: float) -> None:
+    # An observation that is not finite and comes twice, late or without a time: a command is sent all the same, and
+    # nobody knows for how many periods it acts.
+    controller = Controller(bundle(waving))
+    seen = loop(controller, 0, 60)
+    assert controller.delay is not None
+    before = controller.delay.score.copy()
+    controller.step(time, np.full(OBS, np.nan))
+    assert controller.delay.recorded == 1
+    for step in range(1, MOST + 1):
+        controller.step((61 + step) * DT, seen[-1])
+    np.testing.assert_array_equal(controller.delay.score, before)
+
+
 def test_nobody_learns_while_the_robot_does_not_obey() -> None:
     controller = Controller(bundle(waving))
     controller.obeyed = False
