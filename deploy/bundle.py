@@ -187,7 +187,7 @@ class Bundle:
             found["delta"], found["std"] = self.predict_change(golden["obs"], golden["action"])
         if self._adaptation is not None:
             found["estimate"] = self._adapt(golden["history"])
-        check_golden(self.path, found, golden)
+        check_golden(self.path, found, golden, self.manifest.tolerance)
 
 
 def _load_folder(path: Path, key: Ed25519PublicKey | None) -> Bundle:

@@ -12,7 +12,7 @@ import numpy as np
 
 from adapters.errors import UserError
 
-GOLDEN_ROWS, GOLDEN_TOLERANCE = 64, 1e-4
+GOLDEN_ROWS = 64
 
 
 def golden_bytes(rows: Mapping[str, np.ndarray]) -> bytes:
@@ -54,21 +54,24 @@ def read_golden(content: bytes, path: Path, sizes: Mapping[str, int]) -> dict[st
     return golden
 
 
-def check_golden(path: Path, found: Mapping[str, np.ndarray], golden: Mapping[str, np.ndarray]) -> None:
+def check_golden(
+    path: Path, found: Mapping[str, np.ndarray], golden: Mapping[str, np.ndarray], tolerance: float
+) -> None:
     """Refuse a runtime whose answers are not the golden ones.
 
     Args:
         path: the bundle.
         found: what this runtime answers, `(rows, size)` by name.
         golden: what it should.
+        tolerance: how far these may be apart.
 
     Raises:
-        UserError: an answer differs by more than the tolerance, relative where the answer exceeds 1.
+        UserError: an answer differs by more than that, relative where the answer exceeds 1.
     """
     for name, values in found.items():
         difference = np.abs(values - golden[name])
         # Written so that a NaN on either side is refused.
-        if not (difference <= GOLDEN_TOLERANCE * (1.0 + np.abs(golden[name]))).all():
+        if not (difference <= tolerance * (1.0 + np.abs(golden[name]))).all():
             raise UserError(
                 f"{path}: this runtime does not reproduce the golden rows of '{name}', the largest difference is "
                 f"{difference.max():.3g}; install the onnxruntime that the bundle names, or export again."

@@ -223,6 +223,8 @@ class BundleSpec(_Model):
         robot: observations, action, control period and limits.
         context: null where the policy reads none.
         delay: null where commands are taken to act at once.
+        tolerance: by how much a runtime may differ from the golden rows, relative where they exceed 1; a policy that
+            weighs small differences of large values differs more from one runtime to another.
         provenance: where it comes from.
         files: SHA-256 of every other file of the folder but the signature, by name; `write_bundle` fills it.
     """
@@ -234,6 +236,7 @@ class BundleSpec(_Model):
     robot: RobotDescription
     context: ContextSpec | None = None
     delay: DelaySpec | None = None
+    tolerance: float = Field(default=1e-4, gt=0, le=1e-2)
     provenance: Provenance
     files: dict[str, str] = {}
 

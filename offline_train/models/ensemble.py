@@ -140,3 +140,10 @@ class DynamicsEnsemble(nn.Module):
         variance = log_variance.exp().mean(0) + mean.var(0, unbiased=False)
         change = mean.mean(0) * self.target_std + self.target_mean
         return change[:, :-1], (variance.sqrt() * self.target_std)[:, :-1]
+
+    def mean_step(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """The elites' mean change of state `(batch, obs_dim)` and reward `(batch,)`, which a plan is made with."""
+        elites = self.elite_index
+        mean, _ = self(self.normalise(obs, action).expand(len(elites), -1, -1), elites)
+        change = mean.mean(0) * self.target_std + self.target_mean
+        return change[:, :-1], change[:, -1]
