@@ -27,7 +27,7 @@ from adapters.files import write_json
 from adapters.progress import MoveBar, progress_bar
 from deploy.bundle import Bundle
 from offline_train.bench_cases import SPEED_CAPTION, SPEED_CASES, Case, Work, speed_cases, untrained_bundle
-from sim.context_sweep import VARIANTS, sweep
+from sim.context_sweep import sweep, variants_for
 from sim.context_sweep import table as context_table
 from sim.endurance import Endurance, at_rate, endurance_table, endure
 from sim.fault_injection import FAULTS, RATE, fault_table, inject_all
@@ -147,9 +147,10 @@ def context_sweep(config: BenchConfig) -> dict[str, Any]:
     if config.bundle is None:
         raise UserError("name=context compares estimators on a policy; give the bundle of one, bundle=PATH.")
     bundle = Bundle.load(config.bundle)
-    with progress_bar("context sweep", len(VARIANTS), "variants") as move:
+    variants = variants_for(bundle)
+    with progress_bar("context sweep", len(variants), "variants") as move:
         move(0)
-        rows = sweep(bundle, config.suites, config.episodes, seed=0, threads=2, progress=move)
+        rows = sweep(bundle, config.suites, config.episodes, 0, variants, threads=2, progress=move)
     return {
         "schema": SCHEMA,
         "name": "context",

@@ -37,7 +37,7 @@ class Variant(NamedTuple):
 
 
 # One setting at a time away from the defaults, since the settings act on different parts of an estimate.
-VARIANTS = (
+SCALINGS = (
     Variant("", {}),
     *(Variant("fixed", {"z": z}) for z in (0.9, 1.0, 1.05, 1.1, 1.15, 1.2, 1.3)),
     Variant("linear_forward", {}),
@@ -55,6 +55,29 @@ VARIANTS = (
     *(Variant("shared_scale", {"most": most}) for most in (1.05, 1.15, 1.2)),
     *(Variant("shared_scale", {"least": least}) for least in (0.9, 0.95)),
 )
+GAINS = (
+    Variant("", {}),
+    *(Variant("fixed", {"z": z}) for z in (0.8, 0.9, 1.1, 1.2)),
+    Variant("actuator_gain", {}),
+    *(Variant("actuator_gain", {"forgetting": weight}) for weight in (0.95, 0.99)),
+    *(Variant("actuator_gain", {"prior_std": std}) for std in (0.1, 1.0)),
+    *(Variant("actuator_gain", {"min_explained": share}) for share in (0.0, 0.3)),
+    Variant("actuator_gain", {"change": {"keep": 1.0}}),
+)
+VARIANTS = {"delta_scale": SCALINGS, "actuator_gain": GAINS}
+
+
+def variants_for(bundle: Bundle) -> tuple[Variant, ...]:
+    """Return what is compared for a policy: what gives the kind of context that it reads.
+
+    Raises:
+        UserError: it reads none.
+    """
+    if bundle.manifest.context is None:
+        raise UserError(
+            f"the policy of {bundle.path} reads no context, so there is no estimator to choose; give another."
+        )
+    return VARIANTS[bundle.manifest.context.kind]
 
 
 class FixedContext:
@@ -91,7 +114,7 @@ def sweep(
     suites: Sequence[str],
     episodes: int,
     seed: int,
-    variants: Sequence[Variant] = VARIANTS,
+    variants: Sequence[Variant],
     threads: int = 1,
     progress: Callable[[int], Any] | None = None,
 ) -> list[dict[str, Any]]:
@@ -109,14 +132,7 @@ def sweep(
     Returns:
         One row for each variant: estimator, settings, mean return at the original dynamics and over each suite, and
         how many steps the context took after a change mid-run.
-
-    Raises:
-        UserError: the bundle's policy reads no context.
     """
-    if bundle.manifest.context is None:
-        raise UserError(
-            f"the policy of {bundle.path} reads no context, so there is no estimator to choose; give another."
-        )
     environment = make_environment(bundle.manifest.env)
     worlds = [(suite, world) for suite in suites for world in load_suite(suite, environment)]
     original = [index for index, (_, world) in enumerate(worlds) if world.name == "mass-1-damping-1"]
