@@ -32,6 +32,7 @@ from deploy.spec import (
     DelaySpec,
     Limits,
     ObservationTerm,
+    PlanSpec,
     Provenance,
     RobotDescription,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "DelaySpec",
     "Limits",
     "ObservationTerm",
+    "PlanSpec",
     "Provenance",
     "RobotDescription",
     "attach_validation",
@@ -187,7 +189,7 @@ class Bundle:
             found["delta"], found["std"] = self.predict_change(golden["obs"], golden["action"])
         if self._adaptation is not None:
             found["estimate"] = self._adapt(golden["history"])
-        check_golden(self.path, found, golden, self.manifest.tolerance)
+        check_golden(self.path, found, golden, spec.tolerance)
 
 
 def _load_folder(path: Path, key: Ed25519PublicKey | None) -> Bundle:

@@ -77,6 +77,8 @@ def _behaviour(spec: BundleSpec) -> Iterator[tuple[str, str]]:
     rate = robot.limits.rate
     change = "at any rate" if rate is None else f"by at most {rate:g} per second"
     yield "commands", f"{robot.action.law} in {robot.action.unit}, changing {change}"
+    ahead = 0 if spec.plan is None else spec.plan.horizon
+    yield "plan", f"every command is planned {ahead} steps ahead" if ahead else "the policy acts by itself"
     most = 0 if spec.delay is None else spec.delay.most
     yield "delay", f"found and made up for, to {most} control periods" if most else "commands are taken to act at once"
     if context is None:

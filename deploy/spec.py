@@ -194,6 +194,21 @@ class DelaySpec(_Model):
     margin: float = Field(default=0.8, gt=0, le=1)
 
 
+class PlanSpec(_Model):
+    """How far ahead every command is planned, inside policy.onnx; see offline_train/planner.py.
+
+    Attributes:
+        horizon: steps in the world model.
+        spread: root mean square, over the actuators, of how far the commands that are tried are from the policy's, in
+            [-1, 1].
+        sharpness: how much a command weighs that promises more.
+    """
+
+    horizon: int = Field(default=3, ge=1, le=20)
+    spread: float = Field(default=0.1, gt=0, le=1)
+    sharpness: float = Field(default=2.0, gt=0)
+
+
 class Provenance(_Model):
     """Where the bundle comes from.
 
@@ -223,8 +238,7 @@ class BundleSpec(_Model):
         robot: observations, action, control period and limits.
         context: null where the policy reads none.
         delay: null where commands are taken to act at once.
-        tolerance: by how much a runtime may differ from the golden rows, relative where they exceed 1; a policy that
-            weighs small differences of large values differs more from one runtime to another.
+        plan: null where the policy acts by itself.
         provenance: where it comes from.
         files: SHA-256 of every other file of the folder but the signature, by name; `write_bundle` fills it.
     """
@@ -236,7 +250,7 @@ class BundleSpec(_Model):
     robot: RobotDescription
     context: ContextSpec | None = None
     delay: DelaySpec | None = None
-    tolerance: float = Field(default=1e-4, gt=0, le=1e-2)
+    plan: PlanSpec | None = None
     provenance: Provenance
     files: dict[str, str] = {}
 
@@ -256,6 +270,14 @@ class BundleSpec(_Model):
                 f"{self.context.dim}"
             )
         return self
+
+    @property
+    def tolerance(self) -> float:
+        """By how much a runtime may differ from the golden rows, relative where they exceed 1.
+
+        A plan weighs small differences of large values, which no two runtimes round alike.
+        """
+        return 1e-4 if self.plan is None else 1e-3
 
     @property
     def context_names(self) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from adapters.command import command
 from adapters.datasets import TransitionDataset, load_dataset
 from adapters.errors import UserError
 from adapters.files import atomic_path, read_json
-from deploy.bundle import ADAPTATION, BundleSpec, DelaySpec, Provenance, write_bundle
+from deploy.bundle import ADAPTATION, BundleSpec, DelaySpec, PlanSpec, Provenance, write_bundle
 from deploy.signature import fingerprint, read_signing_key
 from deploy.spec import LONGEST_DELAY
 from offline_train.algorithms.mopo import Mopo, MopoConfig
@@ -27,7 +27,7 @@ from offline_train.algorithms.sac_online import OnlineSacConfig, new_sac
 from offline_train.checkpoint import load_checkpoint
 from offline_train.models.ensemble import DynamicsEnsemble
 from offline_train.models.rollout import UNCHANGED
-from offline_train.planner import PlanConfig, Planner
+from offline_train.planner import Planner
 from offline_train.train import Data, TrainConfig, load_world_model, make_algorithm, snapshot_path, snapshot_steps
 from sim.environments import Environment, make_environment
 from sim.plant import BatchedPlant
@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 PARITY_ROWS, GOLDEN_ROWS = 1_000, 64
 RANDOM_ROBOTS = 50
 PARITY_TOLERANCE = 1e-5
-POLICY_ALONE = PlanConfig()
+# A plan compares values of hundreds to hundredths, and no two runtimes round them alike.
+PLAN_TOLERANCE = 1e-3
 
 
 class CommandGraph(nn.Module):
@@ -285,7 +286,7 @@ def export(
     output: Path,
     signing_key: Ed25519PrivateKey | None = None,
     longest_delay: int = DelaySpec().most,
-    plan: PlanConfig = POLICY_ALONE,
+    plan: PlanSpec | None = None,
 ) -> float:
     """Write the bundle of a run; returns the largest difference between torch and onnxruntime.
 
@@ -295,7 +296,7 @@ def export(
         signing_key: key that signs it, None for a bundle without a signature.
         longest_delay: delay of the loop, in control periods, up to which the controller finds it and makes up for it
             with the world model; 0 for a controller that takes commands to act at once.
-        plan: how far ahead every command is planned.
+        plan: how far ahead every command is planned, None for the policy by itself.
 
     Raises:
         UserError: the run is not whole, the graphs differ, the delay is not possible, or there is no world model to
@@ -305,16 +306,16 @@ def export(
     robot, obs, action = run.robot, run.obs, run.action
     low, high = list(robot.action.low), list(robot.action.high)
     context = run.config.algorithm.context_spec(robot) if isinstance(run.config.algorithm, MopoConfig) else None
-    policy = PolicyGraph(planner(run, plan) if plan.horizon else run.sac, low, high)
+    policy = PolicyGraph(run.sac if plan is None else planner(run, plan), low, high)
     inputs = {"obs": obs}
     if context is not None:
         z_low, z_high = torch.tensor(context.low), torch.tensor(context.high)
         drawn = torch.rand(len(obs), context.dim, generator=torch.Generator().manual_seed(0))
         inputs["context"] = z_low + drawn * (z_high - z_low)
     policy_onnx = to_onnx(policy, inputs, ["action"])
-    # Values of hundreds are compared to hundredths, and rounding is a matter of the runtime.
-    parity, golden_tolerance = (1e-3, 1e-3) if plan.horizon else (PARITY_TOLERANCE, 1e-4)
-    worst = check_parity(policy, policy_onnx, inputs, "policy.onnx", parity)
+    worst = check_parity(
+        policy, policy_onnx, inputs, "policy.onnx", PARITY_TOLERANCE if plan is None else PLAN_TOLERANCE
+    )
     with torch.no_grad():
         golden = {name: value for name, value in inputs.items()} | {"action": policy(*inputs.values())}
     delay = _delay(longest_delay) if run.model is not None else None
@@ -339,7 +340,7 @@ def export(
         env=run.record["dataset"]["env"],
         context=context,
         delay=delay,
-        tolerance=golden_tolerance,
+        plan=plan,
         provenance=origin,
     )
     rows_kept = {name: value[:GOLDEN_ROWS].numpy() for name, value in golden.items()}
@@ -347,7 +348,7 @@ def export(
     return worst
 
 
-def planner(run: Run, plan: PlanConfig) -> Planner:
+def planner(run: Run, plan: PlanSpec) -> Planner:
     """The run's policy with a plan around it.
 
     Raises:
@@ -390,7 +391,7 @@ def main(config: DictConfig) -> None:
     name = read_json(folder / "run.json")["config"]["algorithm"]["name"]
     output = Path(config.output) if config.output else folder / f"{name}.bundle"
     key = read_signing_key(Path(config.signing_key)) if config.signing_key else None
-    plan = PlanConfig.model_validate(OmegaConf.to_container(config.plan))
+    plan = PlanSpec.model_validate(OmegaConf.to_container(config.plan)) if config.plan.horizon else None
     worst = export(folder, output, key, config.longest_delay, plan)
     print(f"{output}: torch and onnxruntime agree to {worst:.1e} over {PARITY_ROWS:,} rows")
     if key is not None:

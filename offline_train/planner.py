@@ -19,25 +19,15 @@ from __future__ import annotations
 import math
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from deploy.spec import PlanSpec
 from offline_train.algorithms.sac import Sac
 from offline_train.models.ensemble import DynamicsEnsemble, TerminationRule
 from offline_train.models.rollout import UNCHANGED, Change
 
 # Below this spread of the imagined returns the candidates are as good as one another, and rounding must not choose.
 LEAST_STD = 1e-2
-
-
-class PlanConfig(BaseModel):
-    """Settings of a plan."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    horizon: int = Field(default=0, ge=0, le=20, description="steps in the world model; 0: the policy alone")
-    spread: float = Field(default=0.1, gt=0, le=1, description="root mean square of a candidate's way from the policy")
-    sharpness: float = Field(default=2.0, gt=0, description="how much a candidate weighs that is worth more")
 
 
 def directions(act_dim: int) -> Tensor:
@@ -63,7 +53,7 @@ class Planner(nn.Module):
     Args:
         sac: the policy and its critics.
         model: the world model.
-        config: settings, with a horizon of 1 or more.
+        config: settings.
         terminated: the environment's rule on next observations; an imagined robot that falls earns nothing more.
         change: what a context does to the world model.
     """
@@ -74,7 +64,7 @@ class Planner(nn.Module):
         self,
         sac: Sac,
         model: DynamicsEnsemble,
-        config: PlanConfig,
+        config: PlanSpec,
         terminated: TerminationRule,
         change: Change = UNCHANGED,
     ) -> None:

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from toy import Toy
 
 from adapters.datasets import save_npz
-from deploy.bundle import Bundle
+from deploy.bundle import Bundle, PlanSpec
 from offline_train.algorithms.augwm_actuators import ActuatorAugWm
 from offline_train.algorithms.sac import Sac, SacConfig
 from offline_train.bench_cases import random_dataset
 from offline_train.models.rollout import Change
-from offline_train.planner import LEAST_STD, PlanConfig, Planner, directions, weights
+from offline_train.planner import LEAST_STD, Planner, directions, weights
 from sim.terminations import never
 
 
@@ -50,7 +50,7 @@ class Pushed(nn.Module):
 
 
 def plan(horizon: int = 2, **kwargs: Any) -> Planner:
-    return Planner(Still(), Pushed(), PlanConfig(horizon=horizon), kwargs.pop("terminated", never), **kwargs)  # type: ignore[arg-type]
+    return Planner(Still(), Pushed(), PlanSpec(horizon=horizon), kwargs.pop("terminated", never), **kwargs)  # type: ignore[arg-type]
 
 
 def test_an_action_is_worth_its_rewards_and_what_the_critics_say_of_where_it_leads() -> None:
@@ -108,7 +108,7 @@ def test_the_plan_moves_towards_what_pays(toy: Toy) -> None:
         torch.nn.init.zeros_(parameter)
     obs = torch.tensor([[0.6, 0.6], [-0.6, 0.6], [0.6, -0.6], [-0.6, -0.6]])
     with torch.no_grad():
-        planned = Planner(sac, toy.model, PlanConfig(horizon=3, spread=0.3), never)(obs)
+        planned = Planner(sac, toy.model, PlanSpec(horizon=3, spread=0.3), never)(obs)
         step = planned - sac(obs)
         # Never further than a candidate, whose length is 0.3 sqrt(2); and downhill in |x|_1.
         assert (step.norm(dim=-1) < 0.3 * math.sqrt(2)).all()
@@ -147,6 +147,7 @@ def test_a_bundle_carries_the_plan(command_line: Callable[..., Any], tmp_path: P
         )
         assert done.code == 0, done
     alone, planned = (Bundle.load(tmp_path / f"{horizon}.bundle") for horizon in (0, 2))
+    assert alone.manifest.plan is None and planned.manifest.plan == PlanSpec(horizon=2)
     obs = np.random.default_rng(0).standard_normal((20, alone.manifest.obs_dim)).astype(np.float32)
     context = None if alone.manifest.context is None else np.tile(alone.manifest.context.nominal, (20, 1))
     way = planned.act(obs, context) - alone.act(obs, context)
@@ -167,11 +168,11 @@ def test_what_cannot_plan_is_refused(command_line: Callable[..., Any], tmp_path:
     )
     trained = command_line("train", *online, "algorithm.random_steps=20", "evaluation_episodes=0", f"output={run}")
     assert trained.code == 0, trained
-    for setting, sentence in (
-        ("plan.horizon=3", "a run of algorithm=sac has none"),
-        ("plan.horizon=21", "horizon=21"),
-        ("plan.spread=0", "spread=0"),
+    for settings, sentence in (
+        (["plan.horizon=3"], "a run of algorithm=sac has none"),
+        (["plan.horizon=21"], "horizon=21"),
+        (["plan.horizon=3", "plan.spread=0"], "spread=0"),
     ):
-        done = command_line("export", f"run={run}", f"output={tmp_path / 'out.bundle'}", setting)
+        done = command_line("export", f"run={run}", f"output={tmp_path / 'out.bundle'}", *settings)
         assert done.code == 2 and done.err.count("\n") == 1 and sentence in done.err, done
         assert not (tmp_path / "out.bundle").exists()
