@@ -58,6 +58,29 @@ def read_bundles(folder: Path) -> dict[World, Bundle]:
     return found
 
 
+def named_as_reported(bundles: Mapping[World, Bundle], columns: Sequence[Column]) -> Mapping[World, Bundle]:
+    """Call the bundles' worlds what the reports call them: the very same world may be in several suites.
+
+    Args:
+        bundles: by the world and suite that each was trained in.
+        columns: reports of methods.
+
+    Returns:
+        The bundles by the worlds of the first column that has all of them; as they were where none has.
+    """
+
+    def find(world: World, cells: Mapping[World, Mapping[str, Any]]) -> World:
+        change = bundles[world].manifest.provenance.config["perturbation"]
+        same = (other for other, cell in cells.items() if cell["perturbation"] == change)
+        return world if world in cells else next(same, world)
+
+    for column in columns:
+        named = {find(world, column.cells[0]): bundle for world, bundle in bundles.items()}
+        if named.keys() <= set(column.worlds()):
+            return named
+    return bundles
+
+
 def read_methods(folders: Sequence[Path], bundles: Mapping[World, Bundle]) -> list[Column]:
     """Return a column for each algorithm and context whose reports have all worlds of the bundles.
 
@@ -246,7 +269,8 @@ def _numbers(difference: Difference) -> dict[str, Any]:
 
 def compute(bundles_folder: Path, report_folders: Sequence[Path]) -> Section:
     """Run the bundles, and set them, as the first column, and the methods side by side."""
-    bundles = read_bundles(bundles_folder)
+    parts = read_columns(report_folders[0]).values()
+    bundles = named_as_reported(read_bundles(bundles_folder), [column for part in parts for column in part])
     methods = read_methods(report_folders, bundles)
     in_order = {world: bundles[world] for world in methods[0].worlds() if world in bundles}
     report = run_bundles(in_order, methods[0].reports[0])

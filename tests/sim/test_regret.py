@@ -109,6 +109,18 @@ def test_regret_is_what_the_reports_lack(folders: tuple[Path, Path], capsys: pyt
     assert "+0.200 (-0.048 to +0.448)" in row and "+0.000 (+0.000 to +0.000)" in row
 
 
+def test_a_world_may_be_in_another_suite_too(folders: tuple[Path, Path], own_report: dict[str, Any]) -> None:
+    renamed = copy.deepcopy(own_report)
+    for cell in renamed["cells"]:
+        cell["suite"] = "larger-suite"
+    elsewhere = folders[1].parent / "elsewhere"
+    write_json(elsewhere / "ours-0.json", renamed)
+    columns = [compute(folders[0], [place]).columns[0] for place in (folders[1], elsewhere)]
+    assert [world.suite for column in columns for world in column.worlds()] == ["suite"] * 2 + ["larger-suite"] * 2
+    (here,), (there,) = ([report["cells"] for report in column.reports] for column in columns)
+    assert [cell["returns"] for cell in here] == [cell["returns"] for cell in there]
+
+
 def test_less_regret_is_a_difference_below_zero(
     folders: tuple[Path, Path], own_report: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
