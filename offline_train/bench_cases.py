@@ -21,13 +21,16 @@ from deploy.context import ESTIMATORS, make_estimator
 from deploy.controller import Controller
 from offline_train import bench_reference as plain
 from offline_train.algorithms.augwm import AugWm, AugWmConfig
+from offline_train.algorithms.edac import EdacConfig
+from offline_train.algorithms.model_free import ModelFreeConfig
 from offline_train.algorithms.mopo import Mopo, MopoConfig
+from offline_train.algorithms.td3_bc import Td3BcConfig
 from offline_train.export import export
 from offline_train.models.ensemble import DynamicsEnsemble
 from offline_train.models.fit import EnsembleConfig, EnsembleTrainer, FitData
 from offline_train.models.rollout import rollout
 from offline_train.replay import Batch
-from offline_train.train import TrainConfig, run
+from offline_train.train import TrainConfig, make_model_free, run
 from sim.environments import make_environment
 from sim.perturb import load_suite
 from sim.rollout import run_episodes
@@ -38,13 +41,14 @@ OBS_DIM, ACT_DIM = 17, 6
 REAL_ROWS, MODEL_ROWS, ROLLOUT_STARTS = 150_000, 250_000, 50_000
 EPISODES, EPISODE_STEPS = 4, 150
 SCALINGS = [name for name, kind in ESTIMATORS.items() if kind == "delta_scale"]
-SPEED_CASES = 10 + len(SCALINGS)
+SPEED_CASES = 12 + len(SCALINGS)
 LATENCY_CALLS = 2_000
 
 SPEED_CAPTION = (
     "Speeds: best repeat (median). us: microseconds of one call, median (99th percentile). plain: an ordinary "
     "implementation of the same work, in this run. peer: a published figure, measured on another machine. "
-    "SAC, AugWM: gradient steps, 2x256, batch 256. ensemble: gradient steps of 7 members, 4x200, batch 256. "
+    "SAC, AugWM, TD3+BC: gradient steps, 2x256, batch 256. EDAC: the same, 3x256, 10 critics. "
+    "ensemble: gradient steps of 7 members, 4x200, batch 256. "
     f"model rollout: {ROLLOUT_STARTS:,} starts, 5 steps, with penalty. closed loop: the controller in every world of "
     f"{' and '.join(SUITES)}, {EPISODES} episodes each. context update, controller: one robot."
 )
@@ -95,6 +99,11 @@ def speed_cases(folder: Path) -> Iterator[Case]:
     yield learner_case("SAC", mopo, real, imagined, Peer("OfflineRL-Kit", 91))
     augwm = AugWm(AugWmConfig(), packed(real), model, never, seed=0)
     yield learner_case("AugWM", augwm, real, imagined, None)
+    td3_bc, edac = Td3BcConfig(), EdacConfig()
+    plain_td3_bc = plain.PlainTd3Bc(OBS_DIM, ACT_DIM, td3_bc.hidden)
+    yield model_free_case("TD3+BC", td3_bc, real, plain_td3_bc, Peer("CORL", 148))
+    plain_edac = plain.PlainEdac(OBS_DIM, ACT_DIM, edac.sac.hidden, edac.critics)
+    yield model_free_case("EDAC", edac, real, plain_edac, Peer("OfflineRL-Kit", 9), steps=12)
     yield ensemble_case(real)
     yield rollout_case(mopo, real["obs"][:ROLLOUT_STARTS])
     bundles = [untrained_bundle(algorithm, folder) for algorithm in ("mopo", "augwm")]
@@ -151,6 +160,25 @@ def learner_case(name: str, algorithm: Mopo, real: plain.Fields, imagined: plain
         ordinary.update(plain.scaled_batch(batch, generator) if algorithm.context_dim else batch)
 
     return Case(name, "steps", repeated(algorithm._update, 128), repeated(plain_step, 96), peer=peer)
+
+
+def model_free_case(
+    name: str,
+    config: ModelFreeConfig,
+    real: plain.Fields,
+    ordinary: plain.PlainTd3Bc | plain.PlainEdac,
+    peer: Peer,
+    steps: int = 128,
+) -> Case:
+    """Gradient steps of a learner on the log alone, sampling included."""
+    algorithm, generator = make_model_free(config, packed(real), OBS_DIM, ACT_DIM, seed=0), np.random.default_rng(0)
+    count = itertools.count()
+
+    def plain_step() -> None:
+        ordinary.update(plain.sample(real, config.batch_size, generator))
+
+    ours = repeated(lambda: algorithm._update(next(count)), steps)
+    return Case(name, "steps", ours, repeated(plain_step, steps), peer=peer)
 
 
 def ensemble_case(real: plain.Fields) -> Case:

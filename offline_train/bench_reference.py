@@ -97,6 +97,107 @@ class PlainSac:
         return {"critic": sum(losses), "actor": actor_loss.item(), "alpha": alpha}
 
 
+class PlainTd3Bc:
+    """TD3+BC with an optimiser for each of its networks, and both critics judged where one is asked."""
+
+    def __init__(self, obs_dim: int, act_dim: int, hidden: Sequence[int]) -> None:
+        self.actor = nn.Sequential(mlp([obs_dim, *hidden, act_dim]), nn.Tanh())
+        self.critics = [mlp([obs_dim + act_dim, *hidden, 1]) for _ in range(2)]
+        self.slow_actor, self.slow_critics = copy.deepcopy(self.actor), copy.deepcopy(self.critics)
+        self.actor_adam = torch.optim.Adam(self.actor.parameters(), lr=3e-4)
+        self.critic_adams = [torch.optim.Adam(critic.parameters(), lr=3e-4) for critic in self.critics]
+        self.steps = 0
+
+    def update(self, batch: Fields) -> dict[str, float]:
+        """One step of the critics, every second time also of actor and targets."""
+        obs, action, reward, next_obs, terminal = (
+            torch.from_numpy(batch[name]) for name in ("obs", "action", "reward", "next_obs", "terminal")
+        )
+        with torch.no_grad():
+            noise = (0.2 * torch.randn_like(action)).clamp(-0.5, 0.5)
+            both = torch.cat([next_obs, (self.slow_actor(next_obs) + noise).clamp(-1, 1)], -1)
+            next_value = torch.min(self.slow_critics[0](both), self.slow_critics[1](both))
+            target = reward[:, None] + 0.99 * (1 - terminal[:, None]) * next_value
+        figures = {"critic": 0.0}
+        for critic, adam in zip(self.critics, self.critic_adams, strict=True):
+            loss = (critic(torch.cat([obs, action], -1)) - target).pow(2).mean()
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+            figures["critic"] += loss.item()
+        self.steps += 1
+        if self.steps % 2 == 0:
+            proposal = self.actor(obs)
+            value = self.critics[0](torch.cat([obs, proposal], -1))
+            actor_loss = (proposal - action).pow(2).mean() - 2.5 / value.abs().mean().detach() * value.mean()
+            self.actor_adam.zero_grad()
+            actor_loss.backward()
+            self.actor_adam.step()
+            figures["actor"] = actor_loss.item()
+            pairs = zip([self.actor, *self.critics], [self.slow_actor, *self.slow_critics], strict=True)
+            for network, slow in pairs:
+                for now, old in zip(network.parameters(), slow.parameters(), strict=True):
+                    old.data.copy_(0.995 * old.data + 0.005 * now.data)
+        return figures
+
+
+class PlainEdac(PlainSac):
+    """EDAC with its critics in one tensor a layer, and autograd differentiating their gradients a second time."""
+
+    def __init__(self, obs_dim: int, act_dim: int, hidden: Sequence[int], members: int) -> None:
+        super().__init__(obs_dim, act_dim, hidden)
+        sizes = [obs_dim + act_dim, *hidden, 1]
+        shapes = list(itertools.pairwise(sizes))
+        self.weights = [(0.05 * torch.randn(members, *shape)).requires_grad_() for shape in shapes]
+        self.biases = [torch.full((members, 1, shape[1]), 0.1, requires_grad=True) for shape in shapes]
+        self.slow = [value.detach().clone() for value in (*self.weights, *self.biases)]
+        self.critic_adam = torch.optim.Adam([*self.weights, *self.biases], lr=3e-4)
+
+    def values(self, obs: Tensor, action: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+        """Every critic's value, `(members, batch)`."""
+        layers = len(self.weights)
+        hidden = torch.cat([obs, action], -1)
+        if hidden.dim() == 2:
+            hidden = hidden.repeat(len(parameters[0]), 1, 1)
+        for layer in range(layers):
+            hidden = hidden @ parameters[layer] + parameters[layers + layer]
+            hidden = torch.relu(hidden) if layer < layers - 1 else hidden
+        return hidden.squeeze(-1)
+
+    def update(self, batch: Fields) -> dict[str, float]:
+        """One step of temperature, actor, critics and targets."""
+        obs, action, reward, next_obs, terminal = (
+            torch.from_numpy(batch[name]) for name in ("obs", "action", "reward", "next_obs", "terminal")
+        )
+        learned, members = [*self.weights, *self.biases], len(self.weights[0])
+        proposal, log_prob = self.draw(obs)
+        alpha_loss = -(self.log_alpha * (log_prob.detach() - action.shape[-1])).mean()
+        self.alpha_adam.zero_grad()
+        alpha_loss.backward()
+        self.alpha_adam.step()
+        alpha = self.log_alpha.exp().item()
+        actor_loss = (alpha * log_prob[:, 0] - self.values(obs, proposal, learned).min(0).values).mean()
+        self.actor_adam.zero_grad()
+        actor_loss.backward()
+        self.actor_adam.step()
+        with torch.no_grad():
+            next_action, next_log_prob = self.draw(next_obs)
+            next_value = self.values(next_obs, next_action, self.slow).min(0).values - alpha * next_log_prob[:, 0]
+            target = reward + 0.99 * (1 - terminal) * next_value
+        loss = (self.values(obs, action, learned) - target).pow(2).mean(1).sum()
+        tiled = action.repeat(members, 1, 1).requires_grad_(True)
+        total = self.values(obs.repeat(members, 1, 1), tiled, learned).sum()
+        (gradient,) = torch.autograd.grad(total, tiled, create_graph=True)
+        unit = (gradient / (gradient.norm(dim=2, keepdim=True) + 1e-10)).transpose(0, 1)
+        pairs = (unit @ unit.transpose(1, 2)) * (1 - torch.eye(members))
+        self.critic_adam.zero_grad()
+        (loss + pairs.sum((1, 2)).mean() / (members - 1)).backward()
+        self.critic_adam.step()
+        for now, old in zip(learned, self.slow, strict=True):
+            old.copy_(0.995 * old + 0.005 * now.data)
+        return {"critic": loss.item(), "actor": actor_loss.item(), "alpha": alpha}
+
+
 def mixed_batch(real: Fields, model: Fields, rows: int, generator: np.random.Generator) -> Fields:
     """A batch with one row in twenty from the real transitions."""
     n_real = rows // 20

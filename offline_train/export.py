@@ -20,6 +20,8 @@ from adapters.files import atomic_path, read_json
 from deploy.bundle import ADAPTATION, BundleSpec, DelaySpec, PlanSpec, Provenance, write_bundle
 from deploy.signature import fingerprint, read_signing_key
 from deploy.spec import LONGEST_DELAY
+from offline_train.algorithms.base import Learner
+from offline_train.algorithms.model_free import ModelFreeConfig
 from offline_train.algorithms.mopo import Mopo, MopoConfig
 from offline_train.algorithms.rma import Adaptation, Rma, transitions
 from offline_train.algorithms.sac import Sac
@@ -28,7 +30,15 @@ from offline_train.checkpoint import load_checkpoint
 from offline_train.models.ensemble import DynamicsEnsemble
 from offline_train.models.rollout import UNCHANGED
 from offline_train.planner import Planner
-from offline_train.train import Data, TrainConfig, load_world_model, make_algorithm, snapshot_path, snapshot_steps
+from offline_train.train import (
+    Data,
+    TrainConfig,
+    load_world_model,
+    make_algorithm,
+    make_model_free,
+    snapshot_path,
+    snapshot_steps,
+)
 from sim.environments import Environment, make_environment
 from sim.plant import BatchedPlant
 from sim.terminations import TERMINATIONS
@@ -71,7 +81,7 @@ class CommandGraph(nn.Module):
 class PolicyGraph(CommandGraph):
     """What policy.onnx computes: raw observation (and context) to command, `(batch, act_dim)` in command units."""
 
-    def __init__(self, policy: Sac | Planner, low: list[float], high: list[float]) -> None:
+    def __init__(self, policy: Learner | Planner, low: list[float], high: list[float]) -> None:
         super().__init__(low, high)
         self.policy = policy
 
@@ -186,12 +196,12 @@ class Run:
         record: what run.json says.
         config: the run's settings.
         robot: whose commands the policy gives.
-        sac: the policy's networks.
+        policy: the policy with all that was learned beside it.
         obs: observations to compare graphs over, `(PARITY_ROWS, obs_dim)`.
         action: commands to compare graphs over, `(PARITY_ROWS, act_dim)`.
-        model: the world model, None for a run in the simulator.
-        algorithm: what was trained, None likewise.
-        data: the log, None likewise.
+        model: the world model, None for a run without one.
+        algorithm: what was trained in the world model, None for another run.
+        data: the log, None for a run in the simulator.
         adaptation: the adaptation module, None where the algorithm has none.
         history: histories to compare its graphs over, `(PARITY_ROWS, window * (1 + 2 obs_dim + act_dim))`.
 
@@ -215,27 +225,39 @@ class Run:
         self.algorithm: Mopo | None = None
         self.data: Data | None = None
         self.adaptation: Adaptation | None = None
+        self.policy: Learner
         if isinstance(settings, OnlineSacConfig):
             environment = make_environment(self.record["dataset"]["env"])
-            self.sac = new_sac(settings, environment, torch.Generator())
+            self.policy = new_sac(settings, environment, torch.Generator())
             self.obs, self.action = random_motion(environment)
         else:
-            assert isinstance(settings, MopoConfig), "a run with a policy has an algorithm"
+            assert isinstance(settings, (MopoConfig, ModelFreeConfig)), "a run with a policy has an algorithm"
             source = self.config.dataset
             dataset = load_dataset(source.path or "", env=source.env, control_dt=source.control_dt)
             self.data = Data(dataset, robot, self.config.ensemble.holdout_fraction, "cpu")
-            self.model = load_world_model(folder, self.data).requires_grad_(False)
-            empty = torch.zeros(1, 2 * dataset.obs_dim + dataset.act_dim + 2)
-            rule = TERMINATIONS[make_environment(self.record["dataset"]["env"]).config.termination]
-            self.algorithm = make_algorithm(settings, empty, self.model, rule, self.config.seed)
-            self.sac = self.algorithm.sac
             rows = np.random.default_rng(0).integers(0, len(dataset), PARITY_ROWS)
             self.obs, self.action = (torch.from_numpy(v[rows]) for v in (dataset.observations, dataset.actions))
+            if isinstance(settings, MopoConfig) or self.config.world_model is not None:
+                self.model = load_world_model(folder, self.data).requires_grad_(False)
+            empty = torch.zeros(1, 2 * dataset.obs_dim + dataset.act_dim + 2)
+            if isinstance(settings, ModelFreeConfig):
+                self.policy = make_model_free(settings, empty, dataset.obs_dim, dataset.act_dim, 0).policy
+            else:
+                assert self.model is not None
+                rule = TERMINATIONS[make_environment(self.record["dataset"]["env"]).config.termination]
+                self.algorithm = make_algorithm(settings, empty, self.model, rule, self.config.seed)
+                self.policy = self.algorithm.policy
             if isinstance(self.algorithm, Rma):
                 self.adaptation = self.algorithm.adaptation
                 self.adaptation.load_state_dict(load_checkpoint(folder / "adaptation.safetensors"))
                 self.history = random_histories(dataset, self.adaptation.window)
-        self.sac.load_state_dict(load_checkpoint(policy or folder / "policy.safetensors"))
+        self.policy.load_state_dict(load_checkpoint(policy or folder / "policy.safetensors"))
+
+    @property
+    def sac(self) -> Sac:
+        """The policy of an algorithm that is built on SAC."""
+        assert isinstance(self.policy, Sac), "only such a run is asked for it"
+        return self.policy
 
 
 def random_motion(environment: Environment) -> tuple[Tensor, Tensor]:
@@ -306,7 +328,7 @@ def export(
     robot, obs, action = run.robot, run.obs, run.action
     low, high = list(robot.action.low), list(robot.action.high)
     context = run.config.algorithm.context_spec(robot) if isinstance(run.config.algorithm, MopoConfig) else None
-    policy = PolicyGraph(run.sac if plan is None else planner(run, plan), low, high)
+    policy = PolicyGraph(run.policy if plan is None else planner(run, plan), low, high)
     inputs = {"obs": obs}
     if context is not None:
         z_low, z_high = torch.tensor(context.low), torch.tensor(context.high)
@@ -356,8 +378,8 @@ def planner(run: Run, plan: PlanSpec) -> Planner:
     """
     if run.model is None or run.algorithm is None:
         raise UserError(
-            "plan.horizon plans in a world model, and a run of algorithm=sac has none; leave it out, or export a run "
-            "that learned from a log."
+            f"plan.horizon plans in the world model that a policy was trained in, and a run of "
+            f"algorithm={run.config.algorithm.name} has none; leave it out, or export a run of mopo or its kin."
         )
     change = run.algorithm.change if run.algorithm.context_dim else UNCHANGED
     return Planner(run.sac, run.model, plan, run.algorithm.terminated, change)

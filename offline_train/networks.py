@@ -1,4 +1,4 @@
-"""Networks that every algorithm shares: linear layers in parallel, a twin critic, a tanh-Gaussian actor.
+"""Networks that every algorithm shares: linear layers in parallel, critics, and actors of three kinds.
 
 Weights are drawn from an explicit generator, so that a network is a function of its shape and the seed.
 """
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 LOG_STD_RANGE = (-20.0, 2.0)
+# How near to -1 and 1 a given action may come where its density is asked for, which has no bound there.
+ACTION_MARGIN = 1e-3
 
 
 class EnsembleLinear(nn.Module):
@@ -41,6 +43,8 @@ class EnsembleLinear(nn.Module):
 class Critics(nn.Module):
     """Independent action-value networks, evaluated together."""
 
+    layers: Sequence[EnsembleLinear]
+
     def __init__(
         self,
         obs_dim: int,
@@ -53,7 +57,8 @@ class Critics(nn.Module):
         super().__init__()
         self.members = members
         sizes = [obs_dim + act_dim, *hidden, 1]
-        self.layers = nn.ModuleList(EnsembleLinear(members, a, b, generator) for a, b in itertools.pairwise(sizes))
+        layers = nn.ModuleList(EnsembleLinear(members, a, b, generator) for a, b in itertools.pairwise(sizes))
+        self.layers = layers  # type: ignore[assignment]  # torch's list does not say of what
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         """Return every member's value, `(members, batch)`."""
@@ -61,6 +66,56 @@ class Critics(nn.Module):
         for layer in self.layers[:-1]:
             hidden = functional.relu(layer(hidden))
         return self.layers[-1](hidden).squeeze(-1)
+
+    def first(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Return the first member's value alone, `(batch,)`, at a share of the cost."""
+        hidden = torch.cat([obs, action], dim=-1)
+        for layer in self.layers[:-1]:
+            hidden = functional.relu(torch.addmm(layer.bias[0], hidden, layer.weight[0]))
+        last = self.layers[-1]
+        return torch.addmm(last.bias[0], hidden, last.weight[0]).squeeze(-1)
+
+    def action_gradient(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Return every member's value, `(members, batch)`, and its gradient by the action, `(members, batch, act_dim)`.
+
+        The gradient is written out layer by layer, so that a loss of it is differentiated once and not twice.
+        """
+        hidden = torch.cat([obs, action], dim=-1).expand(self.members, -1, -1)
+        active = []
+        for layer in self.layers[:-1]:
+            hidden = functional.relu(layer(hidden))
+            active.append((hidden > 0).to(hidden.dtype))
+        values = self.layers[-1](hidden).squeeze(-1)
+        gradient = self.layers[-1].weight.mT
+        for layer, mask in zip(reversed(self.layers[:-1]), reversed(active), strict=True):
+            gradient = (gradient * mask) @ layer.weight.mT
+        return values, gradient[..., obs.shape[-1] :]
+
+
+class Mlp(nn.Module):
+    """Linear layers with ReLU between them.
+
+    Args:
+        sizes: width of the input, of each hidden layer and of the output.
+        generator: draws the initial weights.
+    """
+
+    layers: Sequence[nn.Linear]
+
+    def __init__(self, sizes: Sequence[int], generator: torch.Generator) -> None:
+        super().__init__()
+        layers = [nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
+        self.layers = nn.ModuleList(layers)  # type: ignore[assignment]  # torch's list does not say of what
+        for layer in layers:
+            bound = 1.0 / math.sqrt(layer.in_features)
+            nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
+            nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the last layer's output, `(batch, sizes[-1])`."""
+        for layer in self.layers[:-1]:
+            inputs = functional.relu(layer(inputs))
+        return self.layers[-1](inputs)
 
 
 class ActionSample(NamedTuple):
@@ -70,25 +125,32 @@ class ActionSample(NamedTuple):
     log_prob: Tensor
 
 
-class Actor(nn.Module):
-    """A diagonal Gaussian squashed by tanh: actions in [-1, 1] (Haarnoja et al. 2018, appendix C)."""
+class Actor(Mlp):
+    """A diagonal Gaussian squashed by tanh: actions in [-1, 1] (Haarnoja et al. 2018, appendix C).
 
-    def __init__(self, obs_dim: int, act_dim: int, hidden: Sequence[int], generator: torch.Generator) -> None:
-        super().__init__()
-        sizes = [obs_dim, *hidden, 2 * act_dim]
-        layers = [nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
-        for layer in layers:
-            bound = 1.0 / math.sqrt(layer.in_features)
-            nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
-            nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
-        self.layers = nn.ModuleList(layers)
+    Args:
+        obs_dim: size of an observation.
+        act_dim: size of an action.
+        hidden: width of each hidden layer.
+        generator: draws the initial weights.
+        log_std_range: to which the log of the standard deviation before squashing is held.
+    """
+
+    def __init__(
+        self,
+        obs_dim: int,
+        act_dim: int,
+        hidden: Sequence[int],
+        generator: torch.Generator,
+        log_std_range: tuple[float, float] = LOG_STD_RANGE,
+    ) -> None:
+        super().__init__([obs_dim, *hidden, 2 * act_dim], generator)
+        self.log_std_range = log_std_range
 
     def distribution(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log standard deviation before squashing, each `(batch, act_dim)`."""
-        for layer in self.layers[:-1]:
-            obs = functional.relu(layer(obs))
-        mean, log_std = self.layers[-1](obs).chunk(2, dim=-1)
-        return mean, log_std.clamp(*LOG_STD_RANGE)
+        mean, log_std = super().forward(obs).chunk(2, dim=-1)
+        return mean, log_std.clamp(*self.log_std_range)
 
     def forward(self, obs: Tensor) -> Tensor:
         """Return the deterministic action, the squashed mean, `(batch, act_dim)`."""
@@ -97,9 +159,73 @@ class Actor(nn.Module):
     def sample(self, obs: Tensor, generator: torch.Generator) -> ActionSample:
         """Draw an action by the reparameterisation trick."""
         mean, log_std = self.distribution(obs)
+        return squash(mean, log_std, torch.randn(mean.shape, generator=generator, device=mean.device))
+
+
+class DeterministicActor(Mlp):
+    """A network squashed by tanh: one action in [-1, 1] for an observation."""
+
+    def __init__(self, obs_dim: int, act_dim: int, hidden: Sequence[int], generator: torch.Generator) -> None:
+        super().__init__([obs_dim, *hidden, act_dim], generator)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Return the action, `(batch, act_dim)`."""
+        return torch.tanh(super().forward(obs))
+
+
+class GaussianActor(DeterministicActor):
+    """A diagonal Gaussian around a squashed mean, its standard deviation the same for every observation.
+
+    Its density is finite at every action in [-1, 1], as regression on logged actions needs; what it draws is not
+    bound to that range.
+
+    Args:
+        obs_dim: size of an observation.
+        act_dim: size of an action.
+        hidden: width of each hidden layer.
+        generator: draws the initial weights.
+        log_std_range: to which the log of the standard deviation is held; it begins at 0.
+    """
+
+    def __init__(
+        self,
+        obs_dim: int,
+        act_dim: int,
+        hidden: Sequence[int],
+        generator: torch.Generator,
+        log_std_range: tuple[float, float],
+    ) -> None:
+        super().__init__(obs_dim, act_dim, hidden, generator)
+        self.log_std_range = log_std_range
+        self.log_std = nn.Parameter(torch.zeros(act_dim))
+
+    def log_prob(self, mean: Tensor, action: Tensor) -> Tensor:
+        """Return the log density of actions under the Gaussian around `mean`, both `(batch, act_dim)`: `(batch,)`."""
+        log_std = self.log_std.clamp(*self.log_std_range)
+        noise = (action - mean) / log_std.exp()
+        return (-0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    @torch.no_grad()
+    def sample(self, mean: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw actions around `mean`, `(batch, act_dim)`, cut to [-1, 1] as the robot would."""
+        std = self.log_std.clamp(*self.log_std_range).exp()
         noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-        pre_tanh = mean + log_std.exp() * noise
-        return ActionSample(torch.tanh(pre_tanh), squashed_log_prob(pre_tanh, noise, log_std))
+        return (mean + std * noise).clamp(-1.0, 1.0)
+
+
+def squash(mean: Tensor, log_std: Tensor, noise: Tensor) -> ActionSample:
+    """Turn standard normal noise `(..., batch, act_dim)` into actions of a squashed Gaussian and their log density."""
+    pre_tanh = mean + log_std.exp() * noise
+    return ActionSample(torch.tanh(pre_tanh), squashed_log_prob(pre_tanh, noise, log_std))
+
+
+def squashed_density(action: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    """Log density of given actions `(..., batch, act_dim)` under a squashed Gaussian, `(..., batch)`.
+
+    Actions nearer than `ACTION_MARGIN` to -1 or 1 are taken to be that near.
+    """
+    pre_tanh = torch.atanh(action.clamp(ACTION_MARGIN - 1.0, 1.0 - ACTION_MARGIN))
+    return squashed_log_prob(pre_tanh, (pre_tanh - mean) * (-log_std).exp(), log_std)
 
 
 def squashed_log_prob(pre_tanh: Tensor, noise: Tensor, log_std: Tensor) -> Tensor:

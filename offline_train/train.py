@@ -23,10 +23,19 @@ from adapters.progress import progress_bar
 from deploy.bundle import RobotDescription
 from offline_train.algorithms.augwm import AugWm, AugWmConfig
 from offline_train.algorithms.augwm_actuators import ActuatorAugWm, ActuatorAugWmConfig
+from offline_train.algorithms.awac import Awac, AwacConfig
+from offline_train.algorithms.base import Algorithm, Learner, Settings
+from offline_train.algorithms.bc import Bc, BcConfig
+from offline_train.algorithms.brac import Brac, BracConfig
+from offline_train.algorithms.cql import Cql, CqlConfig
+from offline_train.algorithms.edac import Edac, EdacConfig
+from offline_train.algorithms.iql import Iql, IqlConfig
+from offline_train.algorithms.model_free import ModelFree, ModelFreeConfig
 from offline_train.algorithms.mopo import Mopo, MopoConfig
 from offline_train.algorithms.rma import Rma, RmaConfig
 from offline_train.algorithms.sac import SacConfig
 from offline_train.algorithms.sac_online import OnlineSac, OnlineSacConfig
+from offline_train.algorithms.td3_bc import Td3Bc, Td3BcConfig
 from offline_train.checkpoint import load_checkpoint, save_checkpoint
 from offline_train.evaluate import model_return, simulator_return
 from offline_train.metrics import MetricsLog
@@ -70,7 +79,19 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     algorithm: Annotated[
-        MopoConfig | AugWmConfig | ActuatorAugWmConfig | RmaConfig | OnlineSacConfig | NoAlgorithm,
+        MopoConfig
+        | AugWmConfig
+        | ActuatorAugWmConfig
+        | RmaConfig
+        | OnlineSacConfig
+        | BcConfig
+        | Td3BcConfig
+        | IqlConfig
+        | AwacConfig
+        | CqlConfig
+        | EdacConfig
+        | BracConfig
+        | NoAlgorithm,
         Field(discriminator="name"),
     ]
     dataset: DatasetConfig
@@ -252,10 +273,27 @@ def make_algorithm(
     return kinds[settings.name](settings, real, model, terminated, seed)
 
 
+LEARNERS: dict[str, Callable[..., Learner]] = {
+    "bc": Bc,
+    "td3-bc": Td3Bc,
+    "iql": Iql,
+    "awac": Awac,
+    "cql": Cql,
+    "edac": Edac,
+    "sac-n": Edac,
+    "brac-v": Brac,
+}
+
+
+def make_model_free(settings: ModelFreeConfig, log: Tensor, obs_dim: int, act_dim: int, seed: int) -> ModelFree:
+    """The model-free algorithm that the settings are of."""
+    return ModelFree(settings, LEARNERS[settings.name], log, obs_dim, act_dim, seed)
+
+
 def train_policy(
     config: TrainConfig,
-    settings: MopoConfig | OnlineSacConfig,
-    algorithm: Mopo | OnlineSac,
+    settings: Settings,
+    algorithm: Algorithm,
     environment: Environment,
     evaluate: Callable[[], dict[str, float]] = dict,
     world: Perturbation = NOMINAL,
@@ -302,7 +340,7 @@ def train_policy(
                 save_checkpoint(part, algorithm.state_dict())
     if isinstance(algorithm, Rma):
         save_checkpoint(folder / "adaptation.safetensors", algorithm.adaptation.state_dict())
-    save_checkpoint(final, algorithm.sac.state_dict())
+    save_checkpoint(final, algorithm.policy.state_dict())
     part.unlink(missing_ok=True)
 
 
@@ -349,6 +387,8 @@ def check_source(config: TrainConfig) -> None:
         )
     if name == "none" and config.start_from is not None:
         raise UserError("algorithm=none trains no policy that could start from an earlier one; leave start_from out.")
+    if isinstance(config.algorithm, ModelFreeConfig) and config.start_from is not None:
+        raise UserError(f"algorithm={name} starts from no earlier policy; leave start_from out.")
 
 
 def run_online(config: TrainConfig, settings: OnlineSacConfig) -> None:
@@ -412,29 +452,34 @@ def earlier_policy(config: TrainConfig, of: tuple[str, ...], sac: SacConfig, env
     return load_checkpoint(folder / "policy.safetensors")
 
 
-def run_offline(config: TrainConfig, settings: MopoConfig | NoAlgorithm) -> None:
-    """Fit a world model to the log and train in it."""
+def run_offline(config: TrainConfig, settings: MopoConfig | ModelFreeConfig | NoAlgorithm) -> None:
+    """Train on the log: in a world model that is fitted to it, or without one."""
     source, folder = config.dataset, config.output
     dataset = load_dataset(source.path or "", env=source.env, control_dt=source.control_dt)
     environment = make_environment(dataset.metadata.env)
     config, robot = with_robot(config, environment)
     data = Data(dataset, robot, config.ensemble.holdout_fraction, config.device)
-    start = (
-        None if isinstance(settings, NoAlgorithm) else earlier_policy(config, ("mopo",), settings.sac, environment.name)
-    )
+    start = None
+    if isinstance(settings, MopoConfig):
+        start = earlier_policy(config, ("mopo",), settings.sac, environment.name)
     prepare_folder(config)
     described = {"sha256": dataset.metadata.sha256, "env": environment.name, "rows": len(dataset)}
     write_json(folder / "run.json", run_record(config, described))
+    log = data.packed(data.train)
+    if isinstance(settings, ModelFreeConfig):
+        if config.world_model is not None:
+            take_world_model(config.world_model, data, folder)
+        model_free = make_model_free(settings, log, dataset.obs_dim, dataset.act_dim, config.seed)
+        train_policy(config, settings, model_free, environment)
+        return
     if config.world_model is None:
         model = train_world_model(config, data, folder)
     else:
-        model = load_world_model(config.world_model, data)
-        for name in ("world_model.safetensors", "world_model.json"):
-            shutil.copyfile(config.world_model / name, folder / name)
+        model = take_world_model(config.world_model, data, folder)
     if isinstance(settings, NoAlgorithm):
         return
     rule = TERMINATIONS[environment.config.termination]
-    algorithm = make_algorithm(settings, data.packed(data.train), model.requires_grad_(False), rule, config.seed)
+    algorithm = make_algorithm(settings, log, model.requires_grad_(False), rule, config.seed)
     if start is not None:
         algorithm.start_from(start)
     holdout = data.batch(data.holdout).obs
@@ -445,6 +490,18 @@ def run_offline(config: TrainConfig, settings: MopoConfig | NoAlgorithm) -> None
         environment,
         lambda: {"model_reward": model_return(algorithm, holdout, config.seed)},
     )
+
+
+def take_world_model(earlier: Path, data: Data, folder: Path) -> DynamicsEnsemble:
+    """Copy the world model of an earlier run into this run's folder and return it.
+
+    Raises:
+        UserError: there is none, or it was fitted on other data.
+    """
+    model = load_world_model(earlier, data)
+    for name in ("world_model.safetensors", "world_model.json"):
+        shutil.copyfile(earlier / name, folder / name)
+    return model
 
 
 def with_robot(config: TrainConfig, environment: Environment) -> tuple[TrainConfig, RobotDescription]:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
 from deploy.spec import ContextSpec, RobotDescription
+from offline_train.algorithms.base import mean_figures
 from offline_train.algorithms.sac import Sac, SacConfig, with_context
 from offline_train.models.ensemble import DynamicsEnsemble, TerminationRule
 from offline_train.models.penalties import PENALTIES
@@ -82,6 +83,11 @@ class Mopo:
         self.updates = 0
 
     @property
+    def policy(self) -> Sac:
+        """What a finished run keeps."""
+        return self.sac
+
+    @property
     def context_dim(self) -> int:
         """Size of the context that the policy reads; 0 where it reads none."""
         return 0
@@ -146,8 +152,7 @@ class Mopo:
             rewards.append(transitions.reward.mean())
         figures = [self._update() for _ in range(min(config.steps_per_epoch, self.policy_updates - self.updates))]
         self.updates += len(figures)
-        means = {name: float(torch.stack([f[name] for f in figures]).mean()) for name in figures[0]}
-        return {"rollout_reward": float(torch.stack(rewards).mean()), **means}
+        return {"rollout_reward": float(torch.stack(rewards).mean()), **mean_figures(figures)}
 
     def _update(self) -> dict[str, Tensor]:
         batch = self.replay.sample(self.config.batch_size, self.generator)

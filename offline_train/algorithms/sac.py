@@ -1,4 +1,4 @@
-"""Soft actor-critic: the learner that MOPO and AugWM share, and that sac_online.py trains in the simulator.
+"""Soft actor-critic: the learner of MOPO and AugWM, of SAC-N, EDAC and CQL, and of sac_online.py in the simulator.
 
 Haarnoja et al. 2018, "Soft Actor-Critic Algorithms and Applications" (twin critics, tuned temperature).
 """
@@ -14,7 +14,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from offline_train.networks import Actor, Critics
+from offline_train.algorithms.base import Learner, bellman_target, move_towards
+from offline_train.networks import LOG_STD_RANGE, Actor, Critics
 from offline_train.replay import Batch
 
 
@@ -38,7 +39,7 @@ class SacConfig(BaseModel):
 
 
 def critic_target(
-    reward: Tensor, terminal: Tensor, next_values: Tensor, next_log_prob: Tensor, alpha: Tensor, discount: float
+    reward: Tensor, terminal: Tensor, next_values: Tensor, next_log_prob: Tensor, alpha: Tensor | float, discount: float
 ) -> Tensor:
     """Y = r + gamma (1 - d) ( min_i Q_i(s', a') - alpha log pi(a'|s') ), equation 3 of the paper.
 
@@ -50,7 +51,7 @@ def critic_target(
         alpha: temperature, a scalar.
         discount: gamma.
     """
-    return reward + discount * (1.0 - terminal) * (next_values.amin(0) - alpha * next_log_prob)
+    return bellman_target(reward, terminal, next_values.amin(0) - alpha * next_log_prob, discount)
 
 
 def critic_loss(values: Tensor, target: Tensor) -> Tensor:
@@ -58,7 +59,7 @@ def critic_loss(values: Tensor, target: Tensor) -> Tensor:
     return (values - target).square().mean(1).sum()
 
 
-def actor_loss(values: Tensor, log_prob: Tensor, alpha: Tensor) -> Tensor:
+def actor_loss(values: Tensor, log_prob: Tensor, alpha: Tensor | float) -> Tensor:
     """E[ alpha log pi(a|s) - min_i Q_i(s, a) ] (equation 9)."""
     return (alpha * log_prob - values.amin(0)).mean()
 
@@ -114,12 +115,12 @@ def with_context(state: dict[str, Tensor], obs_dim: int, context_dim: int) -> di
     return {name: widen(name, weight) for name, weight in state.items()}
 
 
-class Sac(nn.Module):
-    """Actor, twin critics, their targets, the temperature, and the average of the actor over past updates.
+class Sac(Learner):
+    """Actor, critics, their targets, the temperature, and the average of the actor over past updates.
 
     The average is what acts deterministically and what is exported: the actor itself swings from one update to the
     next, the average of its weights does not (Polyak and Juditsky 1992; results/README.md has what it gives here).
-    Observations are standardised inside, so that the outside speaks the data's units only. Actions are in [-1, 1].
+    What EDAC and CQL add goes into the methods with an underscore.
 
     Args:
         obs_mean: `(input_dim,)`, subtracted from every observation. `input_dim` counts context dimensions too.
@@ -127,29 +128,36 @@ class Sac(nn.Module):
         act_dim: size of an action.
         config: settings.
         generator: draws initial weights and every action.
+        members: how many critics there are.
+        log_std_range: that of the actor.
 
     Attributes:
         anchor: what the policy is held to, None for a policy that is trained from the start. No part of the state.
     """
 
     anchor: Anchor | None = None
-    obs_mean: Tensor
-    obs_std: Tensor
+    actor: Actor
     updates: Tensor
 
     def __init__(
-        self, obs_mean: Tensor, obs_std: Tensor, act_dim: int, config: SacConfig, generator: torch.Generator
+        self,
+        obs_mean: Tensor,
+        obs_std: Tensor,
+        act_dim: int,
+        config: SacConfig,
+        generator: torch.Generator,
+        *,
+        members: int = 2,
+        log_std_range: tuple[float, float] = LOG_STD_RANGE,
     ) -> None:
-        super().__init__()
-        self.config, self.generator = config, generator
+        super().__init__(obs_mean, obs_std, generator)
+        self.config = config
         self.target_entropy = -float(act_dim) if config.target_entropy is None else config.target_entropy
-        self.register_buffer("obs_mean", obs_mean.clone())
-        self.register_buffer("obs_std", obs_std.clone())
         self.register_buffer("updates", torch.zeros(()))
         input_dim = len(obs_mean)
-        self.actor = Actor(input_dim, act_dim, config.hidden, generator)
+        self.actor = Actor(input_dim, act_dim, config.hidden, generator, log_std_range)
         self.average_actor = copy.deepcopy(self.actor).requires_grad_(False)
-        self.critics = Critics(input_dim, act_dim, config.hidden, generator)
+        self.critics = Critics(input_dim, act_dim, config.hidden, generator, members=members)
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
         self.log_alpha = nn.Parameter(torch.tensor(math.log(config.initial_temperature)))
         # One fused Adam for all three: each loss fills the gradients of its own parameters only.
@@ -159,10 +167,6 @@ class Sac(nn.Module):
         yield from self.actor.parameters()
         yield from self.critics.parameters()
         yield self.log_alpha
-
-    def normalise(self, obs: Tensor) -> Tensor:
-        """Standardise observations `(batch, input_dim)`."""
-        return (obs - self.obs_mean) / self.obs_std
 
     def forward(self, obs: Tensor) -> Tensor:
         """Return the averaged actor's action `(batch, act_dim)` for raw observations `(batch, input_dim)`."""
@@ -185,25 +189,24 @@ class Sac(nn.Module):
         self.updates.zero_()
         self.anchor = Anchor(copy.deepcopy(self.average_actor), weight)
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
+    def update(self, batch: Batch, step: int = 0) -> dict[str, Tensor]:
         """One gradient step of critics, actor and temperature, then of the targets.
 
         The step is simultaneous: the actor is improved against the critics as they were at the start of the step.
+
+        Args:
+            batch: transitions.
+            step: gradient steps before this one, which here are all alike.
 
         Returns:
             Figures of the step as scalars still on the device, so that nobody waits for them unasked.
         """
         obs, next_obs = self.normalise(batch.obs), self.normalise(batch.next_obs)
         alpha = self.log_alpha.detach().exp()
-        with torch.no_grad():
-            following = self.actor.sample(next_obs, self.generator)
-            next_values = self.target_critics(next_obs, following.action)
-            target = critic_target(
-                batch.reward, batch.terminal, next_values, following.log_prob, alpha, self.config.discount
-            )
+        target = self._target(batch, next_obs, alpha)
         self.optimizer.zero_grad()
-        value_loss = critic_loss(self.critics(obs, batch.action), target)
-        value_loss.backward()
+        losses = self._critic_losses(obs, next_obs, batch.action, target)
+        torch.stack([*losses.values()]).sum().backward()
 
         proposal = self.actor.sample(obs, self.generator)
         self.critics.requires_grad_(False)
@@ -218,7 +221,7 @@ class Sac(nn.Module):
         self._move_targets()
         self._move_average()
         return {
-            "critic_loss": value_loss.detach(),
+            **{name: loss.detach() for name, loss in losses.items()},
             "actor_loss": policy_loss.detach(),
             "target_value": target.mean(),
             "alpha": alpha,
@@ -226,8 +229,18 @@ class Sac(nn.Module):
         }
 
     @torch.no_grad()
+    def _target(self, batch: Batch, next_obs: Tensor, alpha: Tensor) -> Tensor:
+        """What the critics learn, `(batch,)`; `next_obs` is standardised."""
+        following = self.actor.sample(next_obs, self.generator)
+        next_values = self.target_critics(next_obs, following.action)
+        return critic_target(batch.reward, batch.terminal, next_values, following.log_prob, alpha, self.config.discount)
+
+    def _critic_losses(self, obs: Tensor, next_obs: Tensor, action: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """The parts of the critics' loss by name: here the Bellman error alone."""
+        return {"critic_loss": critic_loss(self.critics(obs, action), target)}
+
     def _move_targets(self) -> None:
-        torch._foreach_lerp_([*self.target_critics.parameters()], [*self.critics.parameters()], self.config.target_rate)
+        move_towards(self.target_critics, self.critics, self.config.target_rate)
 
     @torch.no_grad()
     def _move_average(self) -> None:

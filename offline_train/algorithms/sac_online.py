@@ -14,6 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
+from offline_train.algorithms.base import mean_figures
 from offline_train.algorithms.sac import Sac, SacConfig
 from offline_train.replay import Batch, Replay
 from sim.environments import Environment
@@ -87,6 +88,11 @@ class OnlineSac:
         self.updates = 0
 
     @property
+    def policy(self) -> Sac:
+        """What a finished run keeps."""
+        return self.sac
+
+    @property
     def finished(self) -> bool:
         """Whether the budget of updates is spent."""
         return self.updates >= self.config.updates
@@ -109,8 +115,8 @@ class OnlineSac:
             due = config.robots // config.steps_per_update
             figures += [self._update() for _ in range(min(due, budget - len(figures)))]
         self.updates += budget
-        means = {name: float(torch.stack([f[name] for f in figures]).mean()) for name in figures[0]}
-        return {"exploration_return": float(np.mean(returns)) if returns else float("nan"), **means}
+        mean_return = float(np.mean(returns)) if returns else float("nan")
+        return {"exploration_return": mean_return, **mean_figures(figures)}
 
     def _random_actions(self, obs: Tensor) -> Tensor:
         shape = (len(obs), self.environment.act_dim)

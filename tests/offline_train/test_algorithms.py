@@ -1,4 +1,4 @@
-"""One battery for every algorithm; a new one gets all of it for one line in `CASES`."""
+"""One battery for every algorithm; a new one gets all of it for one line in `MODEL_BASED` or `MODEL_FREE`."""
 
 from __future__ import annotations
 
@@ -9,20 +9,31 @@ from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 from toy import Toy, toy_batch, toy_step
 
 from offline_train.algorithms.augwm import AugWmConfig
 from offline_train.algorithms.augwm_actuators import ActuatorAugWmConfig
+from offline_train.algorithms.awac import AwacConfig
+from offline_train.algorithms.base import Algorithm
+from offline_train.algorithms.bc import BcConfig
+from offline_train.algorithms.brac import BracConfig
+from offline_train.algorithms.cql import CqlConfig
+from offline_train.algorithms.edac import EdacConfig
+from offline_train.algorithms.iql import IqlConfig
+from offline_train.algorithms.model_free import ActorCriticConfig, ModelFree, ModelFreeConfig
 from offline_train.algorithms.mopo import Mopo, MopoConfig
 from offline_train.algorithms.rma import RmaConfig
 from offline_train.algorithms.sac import SacConfig
+from offline_train.algorithms.td3_bc import Td3BcConfig
 from offline_train.checkpoint import load_checkpoint, save_checkpoint, state_equal
 from offline_train.export import PARITY_TOLERANCE, PolicyGraph, check_parity, to_onnx
-from offline_train.train import make_algorithm
+from offline_train.train import LEARNERS, make_algorithm, make_model_free
 from sim.terminations import never
 
-CASES: dict[str, Callable[..., MopoConfig]] = {
+MODEL_BASED: dict[str, Callable[..., MopoConfig]] = {
     "mopo": MopoConfig,
     "augwm-published": AugWmConfig,
     "augwm-actuators": ActuatorAugWmConfig,
@@ -38,12 +49,37 @@ CASES: dict[str, Callable[..., MopoConfig]] = {
     ),
     "augwm": partial(AugWmConfig, shared=True, draw="nested", scaled_rollouts=0.5),
 }
+SMALL_SAC = SacConfig(
+    hidden=[32, 32], learning_rate=3e-3, discount=0.9, target_rate=0.05, target_entropy=-2.0, average_rate=0.02
+)
+SMALL_CRITICS: dict[str, Any] = {"hidden": [32, 32], "learning_rate": 3e-3, "discount": 0.9, "target_rate": 0.05}
+MODEL_FREE: dict[str, Callable[..., ModelFreeConfig]] = {
+    "bc": partial(BcConfig, hidden=[32, 32], learning_rate=3e-3),
+    "td3-bc": partial(Td3BcConfig, **SMALL_CRITICS),
+    "iql": partial(IqlConfig, **SMALL_CRITICS),
+    "awac": partial(AwacConfig, **SMALL_CRITICS, actor_hidden=[32, 32], temperature=0.5),
+    "cql": partial(CqlConfig, sac=SMALL_SAC, actor_rate=1e-3, penalty_weight=0.5),
+    "edac": partial(EdacConfig, sac=SMALL_SAC, critics=4, eta=0.02),
+    "sac-n": partial(EdacConfig, sac=SMALL_SAC, name="sac-n", critics=4, eta=0.0),
+    "brac-v": partial(
+        BracConfig, **SMALL_CRITICS, actor_hidden=[32, 32], actor_rate=3e-3, behaviour_updates=15, warm_up=5
+    ),
+}
 
-pytestmark = pytest.mark.parametrize("name", CASES)
+
+def kind(case: Callable[..., ModelFreeConfig]) -> type[ModelFreeConfig]:
+    """The class of a case's settings."""
+    assert isinstance(case, partial) and isinstance(case.func, type)
+    return case.func
 
 
-def make(name: str, toy: Toy, seed: int = 0, **settings: Any) -> Mopo:
-    """The algorithm on the toy robot, small."""
+every = pytest.mark.parametrize("name", [*MODEL_BASED, *MODEL_FREE])
+model_based = pytest.mark.parametrize("name", MODEL_BASED)
+model_free = pytest.mark.parametrize("name", MODEL_FREE)
+
+
+def make_mopo(name: str, toy: Toy, seed: int = 0, **settings: Any) -> Mopo:
+    """A model-based algorithm on the toy robot, small."""
     small: dict[str, Any] = {
         "updates": 30,
         "steps_per_epoch": 10,
@@ -51,19 +87,20 @@ def make(name: str, toy: Toy, seed: int = 0, **settings: Any) -> Mopo:
         "horizon": 2,
         "rollout_starts": 100,
         "retain_epochs": 2,
-        "sac": SacConfig(
-            hidden=[32, 32],
-            learning_rate=3e-3,
-            discount=0.9,
-            target_rate=0.05,
-            target_entropy=-2.0,
-            average_rate=0.02,
-        ),
+        "sac": SMALL_SAC,
     }
-    return make_algorithm(CASES[name](**small | settings), toy.packed, toy.model, never, seed)
+    return make_algorithm(MODEL_BASED[name](**small | settings), toy.packed, toy.model, never, seed)
 
 
-def finish(algorithm: Mopo) -> list[dict[str, float]]:
+def make(name: str, toy: Toy, seed: int = 0, **settings: Any) -> Mopo | ModelFree:
+    """The algorithm on the toy robot, small."""
+    if name in MODEL_BASED:
+        return make_mopo(name, toy, seed, **settings)
+    small = {"updates": 30, "steps_per_epoch": 10, "batch_size": 64}
+    return make_model_free(MODEL_FREE[name](**small | settings), toy.packed, 2, 2, seed)
+
+
+def finish(algorithm: Algorithm) -> list[dict[str, float]]:
     """Train to the end; returns the figures of every epoch."""
     epochs = []
     while not algorithm.finished:
@@ -71,7 +108,7 @@ def finish(algorithm: Mopo) -> list[dict[str, float]]:
     return epochs
 
 
-def toy_return(algorithm: Mopo) -> float:
+def toy_return(algorithm: Algorithm) -> float:
     """Mean reward a step over 20 steps of the true, noiseless toy."""
     obs, rewards = toy_batch(200, seed=5).obs, []
     for _ in range(20):
@@ -80,17 +117,30 @@ def toy_return(algorithm: Mopo) -> float:
     return float(torch.stack(rewards).mean())
 
 
-def contexts(algorithm: Mopo, rows: int) -> Tensor | None:
+def contexts(algorithm: Mopo | ModelFree, rows: int) -> Tensor | None:
     """Contexts as the algorithm may meet them, None where it reads none."""
-    if not algorithm.context_dim:
+    if isinstance(algorithm, ModelFree) or not algorithm.context_dim:
         return None
     return 0.5 + torch.rand(rows, algorithm.context_dim, generator=torch.Generator().manual_seed(4))
 
 
+def act(algorithm: Mopo | ModelFree, obs: Tensor, context: Tensor | None) -> Tensor:
+    """The action under a context, where the algorithm reads one."""
+    return algorithm.act_nominal(obs) if isinstance(algorithm, ModelFree) else algorithm.act(obs, context)
+
+
+@every
+def test_case_is_named_as_what_it_makes(name: str, toy: Toy) -> None:
+    algorithm = make(name, toy)
+    assert isinstance(algorithm, Mopo) or algorithm.config.name == name
+    assert LEARNERS.keys() == MODEL_FREE.keys()
+
+
+@model_based
 def test_learns_the_toy(name: str, toy: Toy) -> None:
     # Standing at the origin is worth 1 a step; from |x|_1 = 1 on average a walk of 0.3 a step there takes three
     # steps, so the best mean over 20 steps is above 0.9. An untrained policy hardly moves: about 0.
-    algorithm = make(name, toy, updates=400, steps_per_epoch=100, rollout_starts=500)
+    algorithm = make_mopo(name, toy, updates=400, steps_per_epoch=100, rollout_starts=500)
     before = toy_return(algorithm)
     epochs = finish(algorithm)
     assert before < 0.4
@@ -100,12 +150,33 @@ def test_learns_the_toy(name: str, toy: Toy) -> None:
     assert algorithm.updates == 400
 
 
+@model_free
+def test_learns_the_toy_from_random_actions(name: str, toy: Toy) -> None:
+    # As above, but held to actions that are random: half of what there is to gain. What those are on average is to
+    # stay where one is, and that is all that cloning alone can learn.
+    phases = {"behaviour_updates": 100, "warm_up": 20} if name == "brac-v" else {}
+    algorithm = make(name, toy, updates=400, steps_per_epoch=100, **phases)
+    before = toy_return(algorithm)
+    finish(algorithm)
+    assert before < 0.4
+    if name == "bc":
+        assert algorithm.act_nominal(toy_batch(200, seed=6).obs).abs().mean() < 0.15
+    else:
+        assert toy_return(algorithm) > 0.45
+    assert algorithm.updates == 400
+
+
+@every
 def test_figures_of_an_epoch_are_finite_numbers(name: str, toy: Toy) -> None:
-    figures = make(name, toy).train_epoch()
-    assert {"rollout_reward", "critic_loss", "actor_loss", "alpha"} <= figures.keys()
-    assert all(isinstance(value, float) and abs(value) < 1e6 for value in figures.values())
+    algorithm = make(name, toy)
+    epochs = finish(algorithm)
+    expected = {"rollout_reward", "critic_loss", "actor_loss", "alpha"} if name in MODEL_BASED else {"actor_loss"}
+    assert expected <= {figure for epoch in epochs for figure in epoch}
+    for figures in epochs:
+        assert all(isinstance(value, float) and abs(value) < 1e6 for value in figures.values())
 
 
+@every
 def test_same_seed_trains_the_same_to_the_bit_and_another_does_not(name: str, toy: Toy) -> None:
     states = []
     for seed in (3, 3, 4):
@@ -113,20 +184,23 @@ def test_same_seed_trains_the_same_to_the_bit_and_another_does_not(name: str, to
         finish(algorithm)
         states.append(algorithm.state_dict())
     assert state_equal(states[0], states[1])
-    assert not state_equal(states[0]["sac"], states[2]["sac"])
+    learned = "sac" if name in MODEL_BASED else "policy"
+    assert not state_equal(states[0][learned], states[2][learned])
 
 
+@every
 def test_acting_is_deterministic_and_bounded(name: str, toy: Toy) -> None:
     algorithm = make(name, toy)
     obs, context = 100.0 * toy_batch(50, seed=6).obs, contexts(algorithm, 50)
     generator = algorithm.generator.get_state()
-    first, second = algorithm.act(obs, context), algorithm.act(obs, context)
+    first, second = act(algorithm, obs, context), act(algorithm, obs, context)
     assert torch.equal(first, second)
     assert first.shape == (50, 2) and float(first.abs().max()) <= 1.0
     assert torch.equal(generator, algorithm.generator.get_state())
     assert algorithm.act_nominal(obs).shape == (50, 2)
 
 
+@every
 def test_resumes_in_the_middle_to_the_bit(name: str, toy: Toy, tmp_path: Path) -> None:
     whole = make(name, toy)
     finish(whole)
@@ -141,8 +215,9 @@ def test_resumes_in_the_middle_to_the_bit(name: str, toy: Toy, tmp_path: Path) -
     assert state_equal(whole.state_dict(), second.state_dict())
 
 
+@model_based
 def test_a_checkpoint_does_not_change_with_further_training(name: str, toy: Toy) -> None:
-    algorithm = make(name, toy)
+    algorithm = make_mopo(name, toy)
     algorithm.train_epoch()
     replay = algorithm.replay.state_dict()["rows"].clone()
     state = algorithm.state_dict()
@@ -150,16 +225,18 @@ def test_a_checkpoint_does_not_change_with_further_training(name: str, toy: Toy)
     assert torch.equal(state["replay"]["rows"], replay) and state["updates"] == 10
 
 
+@every
 def test_last_epoch_is_cut_to_the_budget(name: str, toy: Toy) -> None:
     algorithm = make(name, toy, updates=25)
     finish(algorithm)
     assert algorithm.updates == 25
 
 
+@model_based
 def test_starts_from_mopo_and_acts_as_it_did_under_every_context(name: str, toy: Toy) -> None:
-    earlier = make("mopo", toy, seed=5)
+    earlier = make_mopo("mopo", toy, seed=5)
     finish(earlier)
-    algorithm = make(name, toy)
+    algorithm = make_mopo(name, toy)
     algorithm.start_from(earlier.sac.state_dict())
     obs, action = toy_batch(50, seed=6).obs, toy_batch(50, seed=7).action
     context = contexts(algorithm, 50)
@@ -174,37 +251,65 @@ def test_starts_from_mopo_and_acts_as_it_did_under_every_context(name: str, toy:
         assert not torch.allclose(algorithm.act(obs, context), other)
 
 
+@every
 def test_exports_with_parity(name: str, toy: Toy) -> None:
     algorithm = make(name, toy)
     finish(algorithm)
     context = contexts(algorithm, 1_000)
     inputs = {"obs": toy_batch(1_000, seed=7).obs, **({} if context is None else {"context": context})}
-    graph: nn.Module = PolicyGraph(algorithm.sac, [-2.0, 0.0], [2.0, 10.0])
+    graph: nn.Module = PolicyGraph(algorithm.policy, [-2.0, 0.0], [2.0, 10.0])
     onnx = to_onnx(graph, inputs, ["action"])
     assert check_parity(graph, onnx, inputs, "policy.onnx") < PARITY_TOLERANCE
     # One row alone gives what it gives in a batch, in command units: [-1, 1] to [-2, 2] and [0, 10].
     one = {key: value[:1] for key, value in inputs.items()}
     assert check_parity(graph, onnx, one, "policy.onnx") < PARITY_TOLERANCE
-    action = algorithm.act(inputs["obs"], context)
+    action = act(algorithm, inputs["obs"], context)
     expected = torch.stack([2.0 * action[:, 0], 5.0 + 5.0 * action[:, 1]], -1)
     with torch.no_grad():
         torch.testing.assert_close(graph(*inputs.values()), expected)
 
 
+@every
 def test_wrong_shapes_are_refused(name: str, toy: Toy) -> None:
     algorithm = make(name, toy)
     with pytest.raises(RuntimeError, match="size"):
         algorithm.act_nominal(torch.zeros(5, 3))
-    with pytest.raises(RuntimeError, match="size"):
-        algorithm.act(torch.zeros(5, 2), torch.zeros(5, 7))
+    if isinstance(algorithm, Mopo):
+        with pytest.raises(RuntimeError, match="size"):
+            algorithm.act(torch.zeros(5, 2), torch.zeros(5, 7))
     narrow = Toy(toy.packed[:, :-1], toy.model)
     with pytest.raises(RuntimeError, match="split_sizes"):
         finish(make(name, narrow))
 
 
-@pytest.mark.parametrize(
-    ("setting", "value"), [("updates", 0), ("horizon", 0), ("real_fraction", 1.5), ("penalty_weight", -1.0), ("lr", 1)]
-)
+@every
+@pytest.mark.parametrize(("setting", "value"), [("updates", 0), ("steps_per_epoch", 0), ("batch_size", 1), ("lr", 1)])
 def test_settings_out_of_range_are_refused(name: str, toy: Toy, setting: str, value: float) -> None:
     with pytest.raises(ValueError, match=setting):
         make(name, toy, **{setting: value})
+
+
+@model_based
+@pytest.mark.parametrize(("setting", "value"), [("horizon", 0), ("real_fraction", 1.5), ("penalty_weight", -1.0)])
+def test_settings_of_rollouts_out_of_range_are_refused(name: str, toy: Toy, setting: str, value: float) -> None:
+    with pytest.raises(ValueError, match=setting):
+        make(name, toy, **{setting: value})
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, case in MODEL_FREE.items() if issubclass(kind(case), ActorCriticConfig)]
+)
+@pytest.mark.parametrize(("setting", "value"), [("discount", 1.0), ("target_rate", 0.0), ("learning_rate", 0.0)])
+def test_settings_of_critics_out_of_range_are_refused(name: str, toy: Toy, setting: str, value: float) -> None:
+    with pytest.raises(ValueError, match=setting):
+        make(name, toy, **{setting: value})
+
+
+@model_free
+def test_shipped_settings_are_the_defaults(name: str) -> None:
+    with initialize_config_module("configs", version_base=None):
+        shipped = OmegaConf.to_container(compose("train", [f"algorithm={name}"]).algorithm)
+    assert isinstance(shipped, dict)
+    changed = {"name": "sac-n", "eta": 0.0} if name == "sac-n" else {}
+    # Every setting is spelled out, as the file is where they are explained.
+    assert shipped == kind(MODEL_FREE[name])(**changed).model_dump()

@@ -112,14 +112,22 @@ def test_plain_transitions_are_the_packed_ones() -> None:
         assert torch.equal(getattr(batch, name), torch.from_numpy(values))
 
 
-def test_plain_learner_learns_the_same_problem() -> None:
+@pytest.mark.parametrize(
+    "make",
+    [
+        plain.PlainSac,
+        plain.PlainTd3Bc,
+        lambda obs_dim, act_dim, hidden: plain.PlainEdac(obs_dim, act_dim, hidden, members=3),
+    ],
+)
+def test_plain_learner_learns_the_same_problem(make: Callable[..., Any]) -> None:
     # The reward is minus the squared first action: the plain learner has to do the work that it is timed on.
     torch.manual_seed(0)
     generator = np.random.default_rng(0)
     fields = transitions(500, generator)
     fields["reward"] = -4.0 * np.square(fields["action"][:, 0] - 0.5)
     fields["terminal"] = np.ones(500, np.float32)
-    learner = plain.PlainSac(bench_cases.OBS_DIM, bench_cases.ACT_DIM, [32])
+    learner = make(bench_cases.OBS_DIM, bench_cases.ACT_DIM, [32])
     first = learner.update(plain.sample(fields, 256, generator))["critic"]
     losses = [learner.update(plain.sample(fields, 256, generator))["critic"] for _ in range(150)]
     assert np.mean(losses[-10:]) < 0.9 * first

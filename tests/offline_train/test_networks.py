@@ -9,7 +9,17 @@ import torch
 from torch import distributions
 from torch.nn import functional
 
-from offline_train.networks import LOG_STD_RANGE, Actor, Critics, EnsembleLinear, squashed_log_prob
+from offline_train.networks import (
+    LOG_STD_RANGE,
+    Actor,
+    Critics,
+    DeterministicActor,
+    EnsembleLinear,
+    GaussianActor,
+    squash,
+    squashed_density,
+    squashed_log_prob,
+)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -91,3 +101,43 @@ def test_actor_is_deterministic_and_bounds_its_spread() -> None:
     torch.testing.assert_close(actor(obs), torch.tanh(actor.distribution(obs)[0]), rtol=0, atol=0)
     log_std = actor.distribution(obs)[1].detach()
     assert float(log_std.min()) == LOG_STD_RANGE[0] and float(log_std.max()) == LOG_STD_RANGE[1]
+
+
+def test_first_critic_alone() -> None:
+    critics = Critics(3, 2, [8, 8], seeded(), members=3)
+    obs, action = torch.randn(6, 3, generator=seeded(1)), torch.randn(6, 2, generator=seeded(2))
+    torch.testing.assert_close(critics.first(obs, action), critics(obs, action)[0])
+
+
+def test_deterministic_actor_is_squashed() -> None:
+    actor = DeterministicActor(3, 2, [8], seeded())
+    obs = torch.randn(50, 3, generator=seeded(1))
+    hidden = functional.relu(actor.layers[0](obs))
+    torch.testing.assert_close(actor(obs), torch.tanh(actor.layers[1](hidden)))
+    assert float(actor(1e6 * obs).detach().abs().max()) <= 1.0
+
+
+def test_gaussian_actor_equals_torch_distributions() -> None:
+    actor = GaussianActor(3, 2, [8], seeded(), log_std_range=(-1.0, 2.0))
+    obs, action = torch.randn(50, 3, generator=seeded(1)), torch.rand(50, 2, generator=seeded(2))
+    mean = actor(obs)
+    with torch.no_grad():
+        # Below the range and inside it: standard deviations exp(-1) and exp(0.5).
+        actor.log_std.copy_(torch.tensor([-3.0, 0.5]))
+    std = torch.tensor([math.exp(-1.0), math.exp(0.5)])
+    expected = distributions.Independent(distributions.Normal(mean, std), 1).log_prob(action)
+    torch.testing.assert_close(actor.log_prob(mean, action), expected)
+    drawn = actor.sample(mean, seeded(3))
+    noise = torch.randn(50, 2, generator=seeded(3))
+    torch.testing.assert_close(drawn, (mean + std * noise).clamp(-1.0, 1.0))
+    assert float(drawn.abs().max()) == 1.0
+
+
+def test_density_of_a_given_action_is_that_of_the_draw() -> None:
+    mean, log_std = 0.3 * torch.randn(2, 50, 3, generator=seeded(1), dtype=torch.float64)
+    drawn = squash(mean, log_std, torch.randn(50, 3, generator=seeded(2), dtype=torch.float64))
+    inside = (drawn.action.abs() < 0.999).all(-1)
+    density = squashed_density(drawn.action, mean, log_std)
+    torch.testing.assert_close(density[inside], drawn.log_prob[inside])
+    assert inside.float().mean() > 0.8
+    assert torch.isfinite(squashed_density(torch.ones(1, 3), mean[:1], log_std[:1])).all()
