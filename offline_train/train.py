@@ -457,7 +457,7 @@ def run_offline(config: TrainConfig, settings: MopoConfig | ModelFreeConfig | No
     source, folder = config.dataset, config.output
     dataset = load_dataset(source.path or "", env=source.env, control_dt=source.control_dt)
     environment = make_environment(dataset.metadata.env)
-    config, robot = with_robot(config, environment)
+    config, robot = with_robot(with_ensemble(config), environment)
     data = Data(dataset, robot, config.ensemble.holdout_fraction, config.device)
     start = None
     if isinstance(settings, MopoConfig):
@@ -502,6 +502,14 @@ def take_world_model(earlier: Path, data: Data, folder: Path) -> DynamicsEnsembl
     for name in ("world_model.safetensors", "world_model.json"):
         shutil.copyfile(earlier / name, folder / name)
     return model
+
+
+def with_ensemble(config: TrainConfig) -> TrainConfig:
+    """Return the settings with the ensemble's own, where the world model of an earlier run is taken."""
+    if config.world_model is None:
+        return config
+    earlier = read_json(config.world_model / "run.json")["config"]["ensemble"]
+    return config.model_copy(update={"ensemble": EnsembleConfig(**earlier)})
 
 
 def with_robot(config: TrainConfig, environment: Environment) -> tuple[TrainConfig, RobotDescription]:

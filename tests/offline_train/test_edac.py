@@ -81,7 +81,7 @@ def test_diversity_grows_with_its_weight() -> None:
         for _ in range(100):
             figures = learner.update(batch)
         _, gradient = learner.critics.action_gradient(batch.obs, batch.action)
-        similarity.append(float(diversity_loss(gradient)))
+        similarity.append(float(diversity_loss(gradient).detach()))
         assert ("diversity_loss" in figures) == (settings["eta"] > 0)
     # At least -N / (N - 1) = -4/3, where the gradients add up to nothing.
     assert -4 / 3 <= similarity[1] < similarity[0] - 0.5

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from adapters.datasets import Metadata, TransitionDataset, save_npz
+from adapters.files import read_json
 from deploy.bundle import Bundle
 from offline_train.algorithms.mopo import Mopo
 from offline_train.checkpoint import load_checkpoint, state_equal
@@ -177,9 +178,15 @@ def test_seed_decides_the_result(train: Train, tmp_path: Path) -> None:
     assert state_equal(policies[0], policies[1]) and not state_equal(policies[0], policies[2])
 
 
-def test_world_model_of_an_earlier_run_is_taken(train: Train, tmp_path: Path) -> None:
+def test_world_model_of_an_earlier_run_is_taken(train: Train, command_line: CommandLine, tmp_path: Path) -> None:
     assert train("first", "algorithm=augwm").code == 0
-    assert train("second", "algorithm=mopo", f"world_model={tmp_path / 'first'}").code == 0
+    # Its sizes are those of the earlier run, whatever else is said, and the record says so.
+    taken = train("second", "algorithm=mopo", f"world_model={tmp_path / 'first'}", "ensemble.hidden=[4]")
+    assert taken.code == 0, taken
+    recorded = [read_json(tmp_path / folder / "run.json")["config"]["ensemble"] for folder in ("first", "second")]
+    assert recorded[0] == recorded[1]
+    exported = command_line("export", f"run={tmp_path / 'second'}")
+    assert exported.code == 0, exported
     models = [load_checkpoint(tmp_path / folder / "world_model.safetensors") for folder in ("first", "second")]
     assert state_equal(*models)
     assert not [line for line in read_metrics(tmp_path / "second" / "metrics.jsonl") if line["stage"] == "world_model"]
