@@ -394,6 +394,13 @@ def _delay(longest: int) -> DelaySpec | None:
     return DelaySpec(most=longest) if longest else None
 
 
+def _plan(given: Any) -> PlanSpec | None:
+    """Return what the bundle says of plans; None where none is made."""
+    if not isinstance(given, DictConfig):
+        raise UserError(f"plan={given} is not possible; give a number of steps, plan.horizon=3.")
+    return PlanSpec.model_validate(OmegaConf.to_container(given)) if given.horizon else None
+
+
 def provenance(run: Run) -> Provenance:
     """Where the bundle comes from."""
     return Provenance(
@@ -413,8 +420,7 @@ def main(config: DictConfig) -> None:
     name = read_json(folder / "run.json")["config"]["algorithm"]["name"]
     output = Path(config.output) if config.output else folder / f"{name}.bundle"
     key = read_signing_key(Path(config.signing_key)) if config.signing_key else None
-    plan = PlanSpec.model_validate(OmegaConf.to_container(config.plan)) if config.plan.horizon else None
-    worst = export(folder, output, key, config.longest_delay, plan)
+    worst = export(folder, output, key, config.longest_delay, _plan(config.plan))
     print(f"{output}: torch and onnxruntime agree to {worst:.1e} over {PARITY_ROWS:,} rows")
     if key is not None:
         print(f"signed by the key {fingerprint(key.public_key())}")

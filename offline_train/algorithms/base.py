@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, Protocol
 
@@ -57,7 +58,7 @@ class Algorithm(Protocol):
         """Take up what `state_dict` gave."""
 
 
-class Learner(nn.Module):
+class Learner(nn.Module, ABC):
     """Networks that learn a policy from batches of transitions.
 
     Observations are standardised inside, so that the outside speaks the data's units only. Actions are in [-1, 1].
@@ -91,6 +92,7 @@ class Learner(nn.Module):
         """Return the deterministic action `(batch, act_dim)` for raw observations `(batch, input_dim)`."""
         return self.actor(self.normalise(obs))
 
+    @abstractmethod
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """One gradient step.
 
@@ -101,7 +103,6 @@ class Learner(nn.Module):
         Returns:
             Figures of the step as scalars still on the device, so that nobody waits for them unasked.
         """
-        raise NotImplementedError
 
     def noise_like(self, values: Tensor) -> Tensor:
         """Standard normal noise of the shape of `values`, from the learner's own generator."""

@@ -135,15 +135,17 @@ class DynamicsEnsemble(nn.Module):
 
         Only the elites are evaluated: this is what runs on the robot.
         """
-        elites = self.elite_index
-        mean, log_variance = self(self.normalise(obs, action).expand(len(elites), -1, -1), elites)
+        mean, log_variance = self._elites(obs, action)
         variance = log_variance.exp().mean(0) + mean.var(0, unbiased=False)
         change = mean.mean(0) * self.target_std + self.target_mean
         return change[:, :-1], (variance.sqrt() * self.target_std)[:, :-1]
 
     def mean_step(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """The elites' mean change of state `(batch, obs_dim)` and reward `(batch,)`, which a plan is made with."""
+        mean = self._elites(obs, action)[0].mean(0) * self.target_std + self.target_mean
+        return mean[:, :-1], mean[:, -1]
+
+    def _elites(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """The elites' normalised means and log variances, each `(elites, batch, obs_dim + 1)`."""
         elites = self.elite_index
-        mean, _ = self(self.normalise(obs, action).expand(len(elites), -1, -1), elites)
-        change = mean.mean(0) * self.target_std + self.target_mean
-        return change[:, :-1], change[:, -1]
+        return self(self.normalise(obs, action).expand(len(elites), -1, -1), elites)

@@ -171,6 +171,7 @@ def test_what_cannot_plan_is_refused(command_line: Callable[..., Any], tmp_path:
     for settings, sentence in (
         (["plan.horizon=3"], "a run of algorithm=sac has none"),
         (["plan.horizon=21"], "horizon=21"),
+        (["plan=3"], "plan=3 is not possible"),
         (["plan.horizon=3", "plan.spread=0"], "spread=0"),
     ):
         done = command_line("export", f"run={run}", f"output={tmp_path / 'out.bundle'}", *settings)
