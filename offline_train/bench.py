@@ -26,6 +26,7 @@ from adapters.errors import UserError
 from adapters.files import write_json
 from adapters.progress import MoveBar, progress_bar
 from deploy.bundle import Bundle
+from offline_train.bench_algorithms import Budget, Comparison, Log, algorithms_table, compare
 from offline_train.bench_cases import SPEED_CAPTION, SPEED_CASES, Case, Work, speed_cases, untrained_bundle
 from sim.context_sweep import sweep, variants_for
 from sim.context_sweep import table as context_table
@@ -68,6 +69,12 @@ class BenchConfig(BaseModel):
     transport: Literal["ros2", "lcm", "both"] | None
     hz: float = Field(gt=0, le=1000)
     minutes: float = Field(gt=0, allow_inf_nan=False)
+    log: Log
+    budget: Budget
+    algorithms: list[str] | None
+    seeds: list[int] = Field(min_length=1)
+    workers: int = Field(ge=1)
+    output: Path
 
 
 def bench(config: BenchConfig) -> dict[str, Any]:
@@ -196,6 +203,16 @@ def _move_on(move: MoveBar, before: int, done: int) -> None:
     move(before + done)
 
 
+def offline_algorithms(config: BenchConfig) -> dict[str, Any]:
+    """Train every offline algorithm on one log, as far as that is not done, and return the table as JSON."""
+    names = config.algorithms or [*config.budget.algorithms]
+    folder = config.output / f"{config.log.name}-{config.budget.name}"
+    comparison = Comparison(config.log, config.budget, names, config.seeds, folder)
+    with progress_bar("algorithms", unit="trainings") as move:
+        figures = compare(comparison, config.workers, move)
+    return {"schema": SCHEMA, "name": "algorithms", "machine": machine(), **figures}
+
+
 def speed_table(report: dict[str, Any]) -> Table:
     """Lay the speeds out for the terminal."""
     table = Table(title="Speeds on one thread", caption=BENCHMARKS[report["name"]].caption, caption_justify="left")
@@ -216,6 +233,7 @@ REPORTS: dict[str, tuple[Callable[[BenchConfig], dict[str, Any]], Callable[[dict
     "context": (context_sweep, lambda report: context_table(report["rows"])),
     "faults": (fault_injection, lambda report: fault_table(report["rows"])),
     "rate": (endurance, endurance_table),
+    "algorithms": (offline_algorithms, algorithms_table),
 }
 """What each name makes and how it is shown."""
 

@@ -105,13 +105,15 @@ def paired_difference(
         )
     difference = ours - theirs
     by_seed = difference.mean((1, 2))
-    shown = _bootstrap(difference, np.mean, samples, seed) if len(by_seed) == 1 else _student(by_seed)
+    shown = _bootstrap(difference, np.mean, samples, seed) if len(by_seed) == 1 else mean_interval(by_seed)
     return Difference(shown, by_seed.tolist())
 
 
-def _student(values: np.ndarray) -> Interval:
-    """Student's t interval of the mean of `(seeds,)`, two of them or more."""
+def mean_interval(values: np.ndarray) -> Interval:
+    """Mean of one figure a training seed, `(seeds,)`, with Student's t interval; none of one seed alone."""
     mean = float(values.mean())
+    if len(values) == 1:
+        return Interval(mean, math.nan, math.nan, "nothing")
     reach = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1)) / math.sqrt(len(values))
     return Interval(mean, mean - reach, mean + reach, "training seeds")
 

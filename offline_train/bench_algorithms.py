@@ -1,0 +1,263 @@
+"""`surefoot bench name=algorithms`: the returns of every offline algorithm on one log, several training seeds of each.
+
+Every training is a `surefoot train` of its own, in a folder of its own, so that an interrupted comparison goes on where
+it stopped and a finished one only has its figures read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+from rich.table import Table
+
+from adapters.datasets import load_dataset
+from adapters.errors import UserError
+from adapters.progress import MoveBar
+from offline_train.train import LEARNERS
+from sim.intervals import mean_interval
+
+SHIPPED = "package://adapters/datasets/data"
+WORLD_MODEL = "world_model.safetensors"
+POLICY = "policy.safetensors"
+
+CAPTION = (
+    "return: mean over the training seeds with Student's 95 % interval, after the last update, of deterministic "
+    "episodes\nnormalised: 100 (return - random) / (expert - random) with D4RL's reference returns, which are of "
+    "older versions of the environment\npublished: normalised, on D4RL's log of this name, with the papers' budgets"
+)
+
+
+class Log(BaseModel):
+    """A log to learn from, a file of configs/log.
+
+    Attributes:
+        name: by which it is chosen.
+        collect: settings of `surefoot collect` that make it; None for a shipped one, a file of configs/dataset.
+        algorithms: settings of some algorithms for this log alone.
+        published: normalised scores that papers report on D4RL's log of this name.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    collect: list[str] | None
+    algorithms: dict[str, list[str]]
+    published: dict[str, float]
+
+
+class Budget(BaseModel):
+    """How much every algorithm may learn, a file of configs/budget.
+
+    Attributes:
+        name: by which it is chosen.
+        train: settings of every training.
+        world_model: settings of the world model's.
+        algorithms: settings of each algorithm's; those that are named here take part.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    train: list[str]
+    world_model: list[str]
+    algorithms: dict[str, list[str]] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Which trainings belong to a table.
+
+    Attributes:
+        log: what is learned from.
+        budget: how much.
+        algorithms: names of those that take part.
+        seeds: a training of every algorithm for each.
+        folder: for the log and the runs, each in a folder of its own.
+    """
+
+    log: Log
+    budget: Budget
+    algorithms: Sequence[str]
+    seeds: Sequence[int]
+    folder: Path
+
+    def run(self, algorithm: str, seed: int) -> Path:
+        """The folder of a training."""
+        return self.folder / f"{algorithm}-{seed}"
+
+    @property
+    def log_path(self) -> Path:
+        """Where a log that is not shipped is kept."""
+        return self.folder / f"{self.log.name}.npz"
+
+    @property
+    def dataset(self) -> list[str]:
+        """Settings of a training that choose the log."""
+        if self.log.collect is None:
+            return [f"dataset={self.log.name}"]
+        return ["dataset=file", f"dataset.path={self.log_path}", f"dataset.name={self.log.name}"]
+
+    def train_command(self, algorithm: str, seed: int) -> list[str]:
+        """Words of the command line after `surefoot` that train an algorithm; `none` fits the world model alone."""
+        learned = [*self.dataset, f"seed={seed}", f"output={self.run(algorithm, seed)}", *self.budget.train]
+        if algorithm == "none":
+            return ["train", "algorithm=none", *learned, *self.budget.world_model]
+        if algorithm not in LEARNERS:
+            learned.append(f"world_model={self.run('none', seed)}")
+        own = [*self.budget.algorithms[algorithm], *self.log.algorithms.get(algorithm, [])]
+        return ["train", f"algorithm={algorithm}", *learned, *own]
+
+
+def compare(comparison: Comparison, workers: int, move: MoveBar) -> dict[str, Any]:
+    """Do every training that is not done, and return the table as JSON.
+
+    Args:
+        comparison: which trainings.
+        workers: how many side by side.
+        move: moves a progress bar that counts trainings.
+
+    Raises:
+        UserError: an algorithm is none of the budget's, or a training fails.
+    """
+    known = comparison.budget.algorithms
+    for name in comparison.algorithms:
+        if name not in known:
+            raise UserError(f"budget={comparison.budget.name} has no algorithm '{name}'; choose of {', '.join(known)}.")
+    with_model = any(name not in LEARNERS for name in comparison.algorithms)
+    models = [("none", seed) for seed in comparison.seeds if with_model]
+    policies = [(name, seed) for name in comparison.algorithms for seed in comparison.seeds]
+    move(0, total=len(models) + len(policies))
+    make_log(comparison)
+    train_all(comparison, models, WORLD_MODEL, workers, move, 0)
+    train_all(comparison, policies, POLICY, workers, move, len(models))
+    return {
+        "log": log_figures(comparison),
+        "budget": comparison.budget.name,
+        "seeds": [*comparison.seeds],
+        "rows": [algorithm_figures(comparison, name) for name in comparison.algorithms],
+    }
+
+
+def make_log(comparison: Comparison) -> None:
+    """Collect the log where it is not there."""
+    if comparison.log.collect is not None and not comparison.log_path.is_file():
+        words = ["collect", *comparison.log.collect, f"output={comparison.log_path}"]
+        surefoot(words, comparison.folder / "collect.log")
+
+
+def train_all(
+    comparison: Comparison, trainings: Sequence[tuple[str, int]], result: str, workers: int, move: MoveBar, before: int
+) -> None:
+    """Do those of the trainings that are not done, several side by side.
+
+    Args:
+        comparison: which they belong to.
+        trainings: algorithm and seed of each.
+        result: the file that a finished one has.
+        workers: how many side by side.
+        move: moves the bar.
+        before: trainings done before these.
+    """
+
+    def train(algorithm: str, seed: int) -> str:
+        run = comparison.run(algorithm, seed)
+        if not (run / result).is_file():
+            resume = [f"resume={(run / 'run.json').is_file()}"]
+            surefoot([*comparison.train_command(algorithm, seed), *resume], comparison.folder / f"{run.name}.log")
+        return run.name
+
+    with ThreadPoolExecutor(workers) as pool:
+        futures = [pool.submit(train, *training) for training in trainings]
+        try:
+            for done, future in enumerate(as_completed(futures), before + 1):
+                move(done, future.result())
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def surefoot(words: Sequence[str], output: Path) -> None:
+    """Run a command of the command line in a process of its own.
+
+    Args:
+        words: after `surefoot`.
+        output: file for what it prints.
+
+    Raises:
+        UserError: it fails.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.open("w") as file:
+        done = subprocess.run([sys.executable, "-m", "surefoot", *words], stdout=file, stderr=file, check=False)
+    if done.returncode:
+        lines = output.read_text().splitlines() or ["it said nothing"]
+        raise UserError(f"'surefoot {' '.join(words)}' failed, {output} has all that it said: {lines[-1]}")
+
+
+def log_figures(comparison: Comparison) -> dict[str, Any]:
+    """Returns of the log's own episodes."""
+    shipped = comparison.log.collect is None
+    dataset = load_dataset(f"{SHIPPED}/{comparison.log.name}.npz" if shipped else comparison.log_path)
+    returns = [float(dataset.rewards[rows].sum()) for rows in dataset.episode_slices()]
+    return {
+        "name": comparison.log.name,
+        "env": dataset.metadata.env,
+        "sha256": dataset.metadata.sha256,
+        "transitions": len(dataset),
+        "mean_return": float(np.mean(returns)),
+        "best_return": max(returns),
+    }
+
+
+def algorithm_figures(comparison: Comparison, algorithm: str) -> dict[str, Any]:
+    """Returns of an algorithm's finished trainings, seed by seed."""
+    last = [read_metrics(comparison.run(algorithm, seed))[-1] for seed in comparison.seeds]
+    return {
+        "algorithm": algorithm,
+        "updates": last[0]["step"],
+        "returns": [line["return"] for line in last],
+        "scores": [line["d4rl_score"] for line in last if "d4rl_score" in line],
+        "published": comparison.log.published.get(algorithm),
+        "command": " ".join(["surefoot", *comparison.train_command(algorithm, comparison.seeds[0])]),
+    }
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """Lines of figures that a run wrote about its policy."""
+    lines = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["stage"] == "policy"]
+
+
+def algorithms_table(report: dict[str, Any]) -> Table:
+    """Lay the returns out for the terminal, highest first, with Student intervals over training seeds."""
+    log = report["log"]
+    table = Table(
+        title=f"{log['name']}: {log['transitions']:,} transitions; episodes return {log['mean_return']:,.0f} on "
+        f"average and {log['best_return']:,.0f} at most",
+        caption=CAPTION,
+        caption_justify="left",
+    )
+    for title in ("algorithm", "updates", "return", "by seed", "normalised", "published"):
+        table.add_column(title, justify="left" if title == "algorithm" else "right")
+    for row in sorted(report["rows"], key=lambda row: -float(np.mean(row["returns"]))):
+        found = mean_interval(np.array(row["returns"]))
+        span = "" if math.isnan(found.low) else f" ({found.low:,.0f} to {found.high:,.0f})"
+        table.add_row(
+            row["algorithm"],
+            f"{row['updates']:,}",
+            f"{found.point:,.0f}{span}",
+            ", ".join(f"{value:,.0f}" for value in row["returns"]),
+            f"{np.mean(row['scores']):.1f}" if row["scores"] else "",
+            "" if row["published"] is None else f"{row['published']:.1f}",
+        )
+    return table
