@@ -514,7 +514,7 @@ def with_ensemble(config: TrainConfig) -> TrainConfig:
 
 def with_robot(config: TrainConfig, environment: Environment) -> tuple[TrainConfig, RobotDescription]:
     """Return the settings with a robot, where none is chosen the environment's own, and that robot."""
-    robot = config.robot or load_robot(environment.name)
+    robot = config.robot or load_robot(environment.robot)
     return config.model_copy(update={"robot": robot}), robot
 
 

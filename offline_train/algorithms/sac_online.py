@@ -151,7 +151,8 @@ class OnlineSac:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs to go on bit-equal."""
-        arrays = {"obs": self.obs, "states": self.plant.states, "lengths": self.lengths, "returns": self.returns}
+        arrays = {"obs": self.obs, "states": self.plant.states, "start_states": self.plant.starts}
+        arrays |= {"lengths": self.lengths, "returns": self.returns}
         return {
             "sac": self.sac.state_dict(),
             "optimizer": self.sac.optimizer.state_dict(),
@@ -171,6 +172,7 @@ class OnlineSac:
         self.starts.bit_generator.state = state["starts"]
         self.updates = state["updates"]
         self.plant.states = state["states"].numpy()
+        self.plant.starts = state["start_states"].numpy().copy()
         self.obs, self.lengths, self.returns = (state[name].numpy().copy() for name in ("obs", "lengths", "returns"))
 
 

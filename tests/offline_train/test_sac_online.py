@@ -48,7 +48,9 @@ class Point(Environment):
     def observe(self, states: np.ndarray, sensors: np.ndarray | None = None) -> np.ndarray:
         return states[:, 1:].copy()
 
-    def reward(self, states: Any, actions: Any, next_states: np.ndarray, next_sensors: Any = None) -> np.ndarray:
+    def reward(
+        self, states: Any, actions: Any, next_states: np.ndarray, next_sensors: Any = None, starts: Any = None
+    ) -> np.ndarray:
         return -np.abs(next_states[:, 1])
 
 
