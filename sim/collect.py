@@ -340,7 +340,6 @@ def describe(dataset: TransitionDataset, output: Path) -> str:
     return "\n".join(f"{name:<13}{value}" for name, value in lines.items())
 
 
-
 def _rolled_out(config: DictConfig) -> TransitionDataset:
     """Collect in MuJoCo."""
     for name, least in (("steps", 1), ("seed", 0), ("episodes_in_parallel", 1), ("threads", 1)):

@@ -143,6 +143,14 @@ class Environment(ABC):
         """Whether `observe` and `reward` look at the readings of the model's sensors."""
 
     @property
+    def d4rl_note(self) -> str:
+        """What a score of D4RL's stands for here."""
+        return (
+            "100 (return - random) / (expert - random), with D4RL's reference returns; these are of an older version "
+            f"of the task than {self.task_id}, so that scores compare roughly"
+        )
+
+    @property
     def obs_dim(self) -> int:
         """Size of an observation."""
         return len(self.observation_names)

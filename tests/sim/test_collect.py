@@ -271,7 +271,7 @@ def test_command_writes_what_collect_returns(
         ("bundle=nowhere", "there is no bundle nowhere"),
         ("env=nowhere", "env/nowhere"),
         ("env=hopper", "no behaviour policies are shipped for env=hopper"),
-        ("output=data.csv", "output=data.csv is not the name of an .npz file"),
+        ("output=data.csv", "output=data.csv is not the name of a data set"),
     ],
 )
 def test_command_refuses_in_one_sentence(
