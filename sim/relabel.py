@@ -34,7 +34,8 @@ def relabel(dataset: TransitionDataset, task: str, speed: Speed = "rewards") -> 
     What a reward needs and no observation holds is the speed over the whole step. It is in the log's own rewards,
     which pay it: exact where both tasks pay speed along one line. Across that line, as for half of ant-angle, the mean
     of the observed speeds before and after stands for it: ant-angle's rewards are then off by 0.03 (root mean square)
-    for the shipped policies of ant, the returns by less than 1 %. Height is paid above the first observation of every episode in the log.
+    for the shipped policies of ant, the returns by less than 1 %. Height is paid above the first observation of every
+    episode in the log.
 
     Args:
         dataset: the data, of a task of gymnasium's robots.

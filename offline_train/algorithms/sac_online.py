@@ -159,17 +159,18 @@ class OnlineSac:
         """
         task, replay = self.environment, self.replay
         rows = replay.rows[: replay.size].unflatten(0, (-1, self.config.robots)).transpose(0, 1).flatten(0, 1)
-        did = Batch(*(part.cpu().numpy() for part in Batch.unpack(rows, task.obs_dim, task.act_dim)))
+        did = Batch.unpack(rows.cpu(), task.obs_dim, task.act_dim)
         terminals = did.terminal == 1
         # Where the next row does not go on from this one, the episode was cut off, or the next robot's rows begin.
-        cut = np.append((did.next_obs[:-1] != did.obs[1:]).any(1), True)
+        cut = torch.ones_like(terminals)
+        cut[:-1] = (did.next_obs[:-1] != did.obs[1:]).any(1)
         arrays = {
-            "observations": did.obs,
-            "actions": task.commands(did.action),
-            "rewards": did.reward,
-            "next_observations": did.next_obs,
-            "terminals": terminals,
-            "timeouts": cut & ~terminals,
+            "observations": did.obs.numpy(),
+            "actions": task.commands(did.action.numpy()),
+            "rewards": did.reward.numpy(),
+            "next_observations": did.next_obs.numpy(),
+            "terminals": terminals.numpy(),
+            "timeouts": (cut & ~terminals).numpy(),
         }
         metadata = Metadata(task.name, task.control_dt, task.observation_names, task.action_names, source)
         return TransitionDataset.from_arrays(arrays, metadata, "the replay")
