@@ -43,7 +43,8 @@ def save_minari(dataset: TransitionDataset, path: Path) -> None:
         raise UserError(f"writing {path} needs minari; install it with: pip install 'surefoot[train]'.") from error
     check_folder(path)
     spaces = [Box(-np.inf, np.inf, (dim,), np.float32) for dim in (dataset.obs_dim, dataset.act_dim)]
-    with atomic_path(path) as draft:
+    # Minari loses its way among relative paths.
+    with atomic_path(path.absolute()) as draft:
         (draft / "data").mkdir(parents=True)
         storage = MinariStorage.new(draft / "data", *spaces, data_format="hdf5")
         storage.update_episodes(
