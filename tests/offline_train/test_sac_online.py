@@ -166,7 +166,7 @@ def test_resumed_run_remembers_where_episodes_began() -> None:
     algorithm = make(make_environment("halfcheetah-jump"))
     algorithm.train_epoch()
     again = make(make_environment("halfcheetah-jump"), seed=1)
-    again.load_state_dict(algorithm.state_dict())
+    again.load_state_dict(copy.deepcopy(algorithm.state_dict()))
     algorithm.train_epoch()
     again.train_epoch()
     np.testing.assert_array_equal(stored(algorithm).reward, stored(again).reward)
