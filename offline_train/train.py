@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from adapters.command import command
-from adapters.datasets import TransitionDataset, load_dataset
+from adapters.datasets import TransitionDataset, load_dataset, save_npz
 from adapters.errors import UserError
 from adapters.files import read_json, write_json
 from adapters.progress import progress_bar
@@ -38,7 +38,7 @@ from offline_train.algorithms.sac_online import OnlineSac, OnlineSacConfig
 from offline_train.algorithms.td3_bc import Td3Bc, Td3BcConfig
 from offline_train.checkpoint import load_checkpoint, save_checkpoint
 from offline_train.evaluate import model_return, simulator_return
-from offline_train.metrics import MetricsLog
+from offline_train.metrics import MetricsLog, read_metrics
 from offline_train.models.ensemble import DynamicsEnsemble, TerminationRule
 from offline_train.models.fit import EnsembleConfig, EnsembleTrainer, fit_data, holdout_error, set_normalisers
 from offline_train.models.rollout import HORIZONS, horizon_error
@@ -332,12 +332,18 @@ def train_policy(
                         algorithm.act_nominal, environment, config.evaluation_episodes, config.seed, world=world
                     )
                     note = f"return {figures['return']:,.0f}"
+                    if environment.config.d4rl is not None and world == NOMINAL:
+                        figures["d4rl_score"] = environment.config.d4rl.score(figures["return"])
             log.write(algorithm.updates, figures)
             move(algorithm.updates, note)
             if isinstance(algorithm, OnlineSac) and epoch % algorithm.config.snapshot_every == 0:
                 save_checkpoint(snapshot_path(folder, algorithm.steps), algorithm.sac.state_dict())
             if epoch % config.checkpoint_every == 0 and not algorithm.finished:
                 save_checkpoint(part, algorithm.state_dict())
+    if isinstance(algorithm, OnlineSac) and algorithm.config.keep_replay:
+        place = f"perturbations={config.suite} world={config.world} " * (config.world is not None)
+        source = f"surefoot train algorithm=sac dataset.env={environment.name} {place}seed={config.seed}, the replay"
+        save_npz(algorithm.log(source), folder / "replay.npz")
     if isinstance(algorithm, Rma):
         save_checkpoint(folder / "adaptation.safetensors", algorithm.adaptation.state_dict())
     save_checkpoint(final, algorithm.policy.state_dict())
@@ -514,7 +520,7 @@ def with_ensemble(config: TrainConfig) -> TrainConfig:
 
 def with_robot(config: TrainConfig, environment: Environment) -> tuple[TrainConfig, RobotDescription]:
     """Return the settings with a robot, where none is chosen the environment's own, and that robot."""
-    robot = config.robot or load_robot(environment.name)
+    robot = config.robot or load_robot(environment.robot)
     return config.model_copy(update={"robot": robot}), robot
 
 
@@ -577,8 +583,19 @@ def load_world_model(folder: Path, data: Data) -> DynamicsEnsemble:
     return model
 
 
+def describe(folder: Path) -> str:
+    """Tell a person the last return in MuJoCo of a finished run, and D4RL's score of it; empty where there is none."""
+    evaluated = [figures for figures in read_metrics(folder / "metrics.jsonl") if "return" in figures]
+    if not evaluated:
+        return ""
+    last, environment = evaluated[-1], make_environment(read_json(folder / "run.json")["dataset"]["env"])
+    score = f", D4RL score {last['d4rl_score']:.1f} ({environment.d4rl_note})" if "d4rl_score" in last else ""
+    return f"return in {environment.name} after {last['step']:,} updates: {last['return']:,.0f}{score}\n"
+
+
 @command("train")
 def main(config: DictConfig) -> None:
     """The command line's entry."""
     folder = run(TrainConfig.model_validate(OmegaConf.to_container(config, resolve=True, throw_on_missing=True)))
+    print(describe(folder), end="")
     print(f"the run is in {folder}; next: surefoot export run={folder}")

@@ -15,7 +15,7 @@ import onnxruntime
 from omegaconf import DictConfig
 
 from adapters.command import command
-from adapters.datasets import Metadata, TransitionDataset, save_npz
+from adapters.datasets import Metadata, TransitionDataset, check_output, save_dataset
 from adapters.errors import UserError
 from adapters.progress import MoveBar, progress_bar
 from deploy.bundle import Bundle
@@ -76,14 +76,14 @@ class SnapshotPolicy:
     """A SAC policy as it was after some steps of training: command = range of tanh(mean + exp(log_std) * noise).
 
     Args:
-        environment: the task that it was trained in.
+        environment: the task, of the robot that it was trained on.
         trained_steps: how long.
     """
 
     def __init__(self, environment: Environment, trained_steps: int) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        model = (SNAPSHOTS / f"{environment.name}-sac-{trained_steps}.onnx").read_bytes()
+        model = (SNAPSHOTS / f"{environment.robot}-sac-{trained_steps}.onnx").read_bytes()
         self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         self._environment = environment
 
@@ -108,12 +108,13 @@ class BundlePolicy:
         noise: standard deviation, as a share of half the commands' range.
 
     Raises:
-        UserError: the bundle is not whole, or its policy is of another environment.
+        UserError: the bundle is not whole, or its policy is of another robot.
     """
 
     def __init__(self, path: str, environment: Environment, noise: float) -> None:
         self._bundle, self._environment = Bundle.load(path), environment
-        if (found := self._bundle.manifest.env) != environment.name:
+        found = self._bundle.manifest.env
+        if make_environment(found).robot != environment.robot:
             raise UserError(f"{path} is a bundle for env={found}, not for env={environment.name}; give env={found}.")
         half_range = 0.5 * (environment.action_high - environment.action_low)
         self._scale = noise * half_range
@@ -156,7 +157,7 @@ def recipe_policies(recipe: str, environment: Environment) -> tuple[int, ...]:
     if recipe == "medium":
         return (behaviour.medium,)
     if recipe == "mixed":
-        return (0, *(steps for steps in shipped_policies(environment.name) if steps <= behaviour.medium))
+        return (0, *(steps for steps in shipped_policies(environment.robot) if steps <= behaviour.medium))
     if behaviour.expert is None:
         raise UserError(
             f"no expert policy is shipped for env={environment.name}; choose recipe=medium or recipe=mixed."
@@ -164,10 +165,10 @@ def recipe_policies(recipe: str, environment: Environment) -> tuple[int, ...]:
     return (behaviour.medium, behaviour.expert)
 
 
-def shipped_policies(env: str) -> list[int]:
-    """Return the policies shipped for an environment, by the control steps of their training, in order."""
+def shipped_policies(robot: str) -> list[int]:
+    """Return the policies shipped for a robot, by the control steps of their training, in order."""
     files = [file.name.removesuffix(".onnx").rpartition("-sac-") for file in SNAPSHOTS.iterdir()]
-    return sorted(int(steps) for name, _, steps in files if name == env)
+    return sorted(int(steps) for name, _, steps in files if name == robot)
 
 
 def shipped_environments() -> list[str]:
@@ -316,20 +317,27 @@ def _roll_out(
 def _collect(config: DictConfig) -> None:
     """Collect a data set, write it and say what it holds."""
     output = Path(str(config.output))
-    if output.suffix != ".npz" or output.is_dir():
-        raise UserError(f"output={output} is not the name of an .npz file; choose one, for example output=data.npz.")
+    check_output(output)
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always", UserWarning)
         dataset = _rolled_out(config) if config.bag is None else _logged(config)
-    save_npz(dataset, output)
-    returns = dataset.episode_returns()
-    print(f"rows         {len(dataset)}")
-    print(f"episodes     {len(returns)}")
-    print(f"mean return  {returns.mean():.1f} (from {returns.min():.1f} to {returns.max():.1f})")
-    print(f"file         {output}")
-    print(f"SHA-256      {dataset.metadata.sha256}")
+    save_dataset(dataset, output)
+    print(describe(dataset, output))
     for note in notes:
         print(f"note         {note.message}")
+
+
+def describe(dataset: TransitionDataset, output: Path) -> str:
+    """Tell a person what a data set holds, and where it is."""
+    returns = dataset.episode_returns()
+    lines = {
+        "rows": len(dataset),
+        "episodes": len(returns),
+        "mean return": f"{returns.mean():.1f} (from {returns.min():.1f} to {returns.max():.1f})",
+        "file": output,
+        "SHA-256": dataset.metadata.sha256,
+    }
+    return "\n".join(f"{name:<13}{value}" for name, value in lines.items())
 
 
 def _rolled_out(config: DictConfig) -> TransitionDataset:

@@ -220,7 +220,12 @@ class DmControlTask(Environment):
         return np.concatenate([np.atleast_2d(term) for term in terms.values()]).T.copy()
 
     def reward(
-        self, states: np.ndarray, actions: np.ndarray, next_states: np.ndarray, next_sensors: np.ndarray | None = None
+        self,
+        states: np.ndarray,
+        actions: np.ndarray,
+        next_states: np.ndarray,
+        next_sensors: np.ndarray | None = None,
+        starts: np.ndarray | None = None,
     ) -> np.ndarray:
         """Return dm_control's rewards `(n,)`, each from 0 to 1."""
         return self._original.task.get_reward(self._readings(next_states, next_sensors))

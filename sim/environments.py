@@ -11,7 +11,7 @@ import copy
 import functools
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -44,16 +44,36 @@ class Behaviour(BaseModel):
     expert: int | None
 
 
+class ReferenceReturns(BaseModel):
+    """D4RL's reference returns of a task, between which its scores go from 0 to 100 (arXiv 2004.07219, appendix B).
+
+    Attributes:
+        random: mean return of random actions.
+        expert: mean return of D4RL's expert.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    random: float
+    expert: float
+
+    def score(self, mean_return: float) -> float:
+        """Return D4RL's normalised score, 100 (return - random) / (expert - random)."""
+        return 100.0 * (mean_return - self.random) / (self.expert - self.random)
+
+
 class EnvironmentConfig(BaseModel):
     """What every `configs/env/NAME.yaml` holds; the meaning of each key stands in halfcheetah.yaml."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
+    robot: str | None = None
     termination: Literal["never", "hopper", "walker2d", "ant"]
     healthy_reward: float = 0.0
     yardstick_return: float | None
     behaviour: Behaviour | None
+    d4rl: ReferenceReturns | None = None
 
 
 class GymnasiumConfig(EnvironmentConfig):
@@ -65,6 +85,10 @@ class GymnasiumConfig(EnvironmentConfig):
     frame_skip: int
     unobserved_positions: int
     control_cost: float
+    heading: float = 0.0
+    speed_cap: float | None = None
+    height_reward: float = 0.0
+    observes_height: bool = False
     velocity_clip: float | None
     reset_noise: float
     reset_velocity_noise: Literal["normal", "uniform"]
@@ -104,6 +128,11 @@ class Environment(ABC):
         return self.config.name
 
     @property
+    def robot(self) -> str:
+        """The name of its robot in configs/robot; several tasks may have the same."""
+        return self.config.robot or self.config.name
+
+    @property
     @abstractmethod
     def task_id(self) -> str:
         """What the task is called where it comes from."""
@@ -112,6 +141,14 @@ class Environment(ABC):
     @abstractmethod
     def reads_sensors(self) -> bool:
         """Whether `observe` and `reward` look at the readings of the model's sensors."""
+
+    @property
+    def d4rl_note(self) -> str:
+        """What a score of D4RL's stands for here."""
+        return (
+            "100 (return - random) / (expert - random), with D4RL's reference returns; these are of an older version "
+            f"of the task than {self.task_id}, so that scores compare roughly"
+        )
 
     @property
     def obs_dim(self) -> int:
@@ -150,7 +187,12 @@ class Environment(ABC):
 
     @abstractmethod
     def reward(
-        self, states: np.ndarray, actions: np.ndarray, next_states: np.ndarray, next_sensors: np.ndarray | None = None
+        self,
+        states: np.ndarray,
+        actions: np.ndarray,
+        next_states: np.ndarray,
+        next_sensors: np.ndarray | None = None,
+        starts: np.ndarray | None = None,
     ) -> np.ndarray:
         """Return the original's rewards `(n,)`.
 
@@ -159,6 +201,7 @@ class Environment(ABC):
             actions: `(n, act_dim)` as sent.
             next_states: `(n, nstate)` after the step.
             next_sensors: `(n, nsensordata)` after the step; may be left out where the task reads none.
+            starts: `(n, nstate)` in which the episodes began; may be left out where the task does not look back.
         """
 
     def terminated(self, observations: np.ndarray) -> np.ndarray:
@@ -168,23 +211,36 @@ class Environment(ABC):
 
 @dataclass(frozen=True)
 class GymnasiumTask(Environment):
-    """A task of gymnasium; the observation leaves out time and where the robot is in the plane.
+    """A task of gymnasium, or another task of its robot; the observation leaves out time and place in the plane.
 
-    The reward's forward speed is that of the position itself. Gymnasium's Ant takes the torso's frame, which lags
-    behind by part of a physics step; over an episode the two sum up to the same.
+    Speed and height in the reward are those of the position itself. Gymnasium's Ant, and the authors' code of
+    halfcheetah-jump and ant-angle, take the torso's frame, which lags behind by part of a physics step; over an episode
+    the two sum up to the same.
     """
 
     config: GymnasiumConfig
 
     @property
+    def is_gymnasiums(self) -> bool:
+        """Whether gymnasium itself observes and pays like this, and not only the robot is gymnasium's."""
+        own = ("heading", "speed_cap", "height_reward", "observes_height")
+        return all(getattr(self.config, name) == GymnasiumConfig.model_fields[name].default for name in own)
+
+    @property
     def task_id(self) -> str:
-        """The task's id in gymnasium."""
-        return self.config.gym_id
+        """The task's id in gymnasium, or its own name and the id of what its robot is from."""
+        return self.config.gym_id if self.is_gymnasiums else f"{self.name} on {self.config.gym_id}"
 
     @property
     def reads_sensors(self) -> bool:
         """The state says all."""
         return False
+
+    @property
+    def direction(self) -> np.ndarray:
+        """The direction that is paid for, as a unit vector along the unobserved positions."""
+        heading = np.deg2rad(self.config.heading)
+        return np.array([np.cos(heading), np.sin(heading)])[: self.config.unobserved_positions]
 
     def initial_states(self, generator: np.random.Generator, n: int) -> np.ndarray:
         """Draw start states with gymnasium's reset noise; for n = 1 they are those that gymnasium itself draws.
@@ -207,25 +263,66 @@ class GymnasiumTask(Environment):
 
     def observe(self, states: np.ndarray, sensors: np.ndarray | None = None) -> np.ndarray:
         """Return the observations `(n, obs_dim)` of the states `(n, nstate)`."""
-        skipped = self.config.unobserved_positions
-        observations = states[:, 1 + skipped : 1 + skipped + self.obs_dim].copy()
+        skipped, positions = self.config.unobserved_positions, self._model.nq - self.config.unobserved_positions
+        observations = states[:, 1 + skipped : 1 + self._model.nq + self._model.nv].copy()
         clip = self.config.velocity_clip
         if clip is not None:
-            velocities = observations[:, self._model.nq - skipped :]
+            velocities = observations[:, positions:]
             np.clip(velocities, -clip, clip, out=velocities)
+        if self.config.observes_height:
+            height = self.torso_height(observations)[:, None]
+            return np.concatenate([observations[:, :positions], height, observations[:, positions:]], 1)
         return observations
 
+    def torso_height(self, observations: np.ndarray) -> np.ndarray:
+        """Return how high above the ground the torso's frame is, `(n,)` in m; the first observed position tells it."""
+        at_zero = self._model.body("torso").pos[2] - self._model.qpos0[self.config.unobserved_positions]
+        return at_zero + observations[:, 0]
+
+    def velocities(self, observations: np.ndarray) -> np.ndarray:
+        """Return the observed velocities along the unobserved positions, `(n, unobserved_positions)` in m/s."""
+        first = self.obs_dim - self._model.nv
+        return observations[:, first : first + self.config.unobserved_positions]
+
     def reward(
-        self, states: np.ndarray, actions: np.ndarray, next_states: np.ndarray, next_sensors: np.ndarray | None = None
+        self,
+        states: np.ndarray,
+        actions: np.ndarray,
+        next_states: np.ndarray,
+        next_sensors: np.ndarray | None = None,
+        starts: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Return gymnasium's reward: forward speed in m/s, less the cost of control, plus the bonus for being healthy.
+        """Return the task's reward (see `pay`), with the speed of the position over the whole step."""
+        height = 1 + self.config.unobserved_positions
+        velocities = (next_states[:, 1:height] - states[:, 1:height]) / self.control_dt
+        rise = np.zeros(len(states))
+        if self.config.height_reward:
+            assert starts is not None, "this task pays for height above where the episode began"
+            rise = next_states[:, height] - starts[:, height]
+        return self.pay(velocities @ self.direction, actions, lambda: ~self.terminated(self.observe(next_states)), rise)
+
+    def pay(
+        self, speed: np.ndarray, actions: np.ndarray, healthy: Callable[[], np.ndarray], rise: np.ndarray
+    ) -> np.ndarray:
+        """Return the rewards `(n,)`: gymnasium's, with the further terms that the task may have.
+
+        min(speed, speed_cap) - control_cost |action|^2 + healthy_reward [healthy] + height_reward rise
 
         A command beyond the range costs what was sent, as in gymnasium.
+
+        Args:
+            speed: `(n,)`, along the task's heading, in m/s.
+            actions: `(n, act_dim)` as sent.
+            healthy: returns `(n,)` bool, whether the step did not end the episode; asked where that is paid.
+            rise: `(n,)`, how far above where the episode began the torso is after the step, in m.
         """
-        rewards = (next_states[:, 1] - states[:, 1]) / self.control_dt
-        rewards -= self.config.control_cost * np.square(actions).sum(-1)
-        if self.config.healthy_reward:
-            rewards += self.config.healthy_reward * ~self.terminated(self.observe(next_states))
+        config = self.config
+        rewards = speed.copy() if config.speed_cap is None else np.minimum(speed, config.speed_cap)
+        rewards -= config.control_cost * np.square(actions).sum(-1)
+        if config.healthy_reward:
+            rewards += config.healthy_reward * healthy()
+        if config.height_reward:
+            rewards += config.height_reward * rise
         return rewards
 
 
@@ -257,11 +354,12 @@ def _gymnasium_task(config: GymnasiumConfig) -> GymnasiumTask:
     spec = mujoco.MjSpec.from_file(str(Path(gymnasium.envs.mujoco.__path__[0]) / "assets" / config.xml))
     model = compile_spec(spec)
     low, high = model.actuator_ctrlrange.T.copy()
+    positions = position_names(model)[config.unobserved_positions :] + ["torso_height"] * config.observes_height
     return GymnasiumTask(
         config=config,
         frame_skip=config.frame_skip,
         control_dt=model.opt.timestep * config.frame_skip,
-        observation_names=tuple([*position_names(model)[config.unobserved_positions :], *velocity_names(model)]),
+        observation_names=(*positions, *velocity_names(model)),
         action_names=tuple(actuator_names(model)),
         action_low=low,
         action_high=high,

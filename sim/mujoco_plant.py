@@ -86,7 +86,7 @@ class MujocoPlant:
     def __init__(
         self, environment: Environment, world: Perturbation = NOMINAL, seed: int = 0, record: Path | None = None
     ) -> None:
-        self.environment, self.robot = environment, load_robot(environment.name)
+        self.environment, self.robot = environment, load_robot(environment.robot)
         self._plant, self.world = PerturbedPlant(environment, [timeline(environment, world)]), world
         self._seed, self._record, self._episode = seed, record, -1
         self.reset()

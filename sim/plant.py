@@ -23,6 +23,9 @@ class BatchedPlant:
         environment: the task.
         models: n models of it; they may differ in parameters, not in sizes.
         threads: how many threads step them; 1 stays on the calling thread.
+
+    Attributes:
+        starts: `(n, nstate)`, the states in which the episodes began.
     """
 
     def __init__(self, environment: Environment, models: Sequence[mujoco.MjModel], threads: int = 1) -> None:
@@ -34,6 +37,7 @@ class BatchedPlant:
         self._data = [mujoco.MjData(model) for _ in range(threads)]
         self._pool = mujoco.rollout.Rollout(nthread=threads if threads > 1 else 0)
         self._states = np.zeros((n, mujoco.mj_stateSize(model, FULL_PHYSICS)))
+        self.starts = self._states.copy()
         # With skip_checks nothing is tiled or converted: every array has its full shape, C order and float64.
         self._controls = np.zeros((n, steps, model.nu))
         self._control_spec = int(mujoco.mjtState.mjSTATE_CTRL)
@@ -86,7 +90,7 @@ class BatchedPlant:
         return self.restart(np.arange(len(self)), np.asarray(states))
 
     def restart(self, lanes: np.ndarray, states: np.ndarray) -> np.ndarray:
-        """Put some robots into other states and leave the others as they are.
+        """Begin the next episode of some robots and leave the others as they are.
 
         Args:
             lanes: `(m,)`, which.
@@ -95,7 +99,7 @@ class BatchedPlant:
         Returns:
             Their observations `(m, obs_dim)`.
         """
-        self._states[lanes] = states
+        self._states[lanes] = self.starts[lanes] = states
         if self.environment.reads_sensors:
             self._readings[lanes] = self._sensors_at_rest(lanes)
         return self.environment.observe(self._states[lanes], self._readings[lanes])
@@ -131,7 +135,7 @@ class BatchedPlant:
         elapsed = self._states[:, 0] - before[:, 0]
         diverged = ~(elapsed > 0.5 * self.environment.control_dt)
         observations = self.observe()
-        rewards = self.environment.reward(before, actions, self._states, self._readings)
+        rewards = self.environment.reward(before, actions, self._states, self._readings, self.starts)
         rewards[diverged] = 0.0
         return observations, rewards, self.environment.terminated(observations) | diverged
 

@@ -22,9 +22,10 @@ from sim.wording import world_words
 TEMPLATES = Path(__file__).parent / "templates"
 # How many changes of a world a page names at once; pointing at it shows the others.
 MOST_CHANGES = 3
-# What a robot is, by its environment, for a reader who has not seen it.
+# What a robot is, by its name, for a reader who has not seen it.
 ROBOTS = {
     "halfcheetah": "runs in a plane on a back and a front leg, each with a thigh, a shin and a foot",
+    "halfcheetah-jump": "runs and jumps in a plane on a back and a front leg, each with a thigh, a shin and a foot",
     "hopper": "hops in a plane on one leg",
     "walker2d": "walks in a plane on two legs",
     "ant": "walks in space on four legs, each with a hip and an ankle",
@@ -118,7 +119,7 @@ def _robot_view(section: Section) -> dict[str, Any]:
     environment = make_environment(report["env"])
     return {
         "name": environment.task_id,
-        "about": ROBOTS.get(environment.name),
+        "about": ROBOTS.get(environment.robot),
         "observations": environment.obs_dim,
         "motors": environment.action_names,
         "control_dt": environment.control_dt,

@@ -23,6 +23,7 @@ from adapters.robots.simulated_robot import SimulatedRobot
 from deploy.bundle import Bundle
 from deploy.controller import Controller, State
 from sim.environments import GymnasiumTask, make_environment, quiet_mujoco
+from sim.plant_robot import PlantRobot
 
 # Hydra would take these for config groups, because folders of those names lie in configs/.
 ALIASES = {"robot=": "driver=", "env=": "gym_id="}
@@ -99,6 +100,8 @@ def connect(bundle: Bundle, config: RunConfig) -> SimulatedRobot:
     with quiet_mujoco():
         if env_id.startswith(DM_CONTROL):
             robot = DmControlRobot(env_id.removeprefix(DM_CONTROL), expected.control_dt, config.seed)
+        elif isinstance(environment, GymnasiumTask) and env_id == environment.task_id and not environment.is_gymnasiums:
+            robot = PlantRobot(environment, config.seed)
         else:
             options: dict[str, Any] = {}
             if isinstance(environment, GymnasiumTask) and env_id == environment.task_id:

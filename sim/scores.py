@@ -186,8 +186,13 @@ def report_table(report: dict[str, Any]) -> Table:
             values = [report["summary"][context]["suites"][suite][key] for context in contexts]
             shown.add_row(f"[bold]{suite}: {label}", *(f"[bold]{text(value)}" for value in values))
         shown.add_section()
+    captions = []
     if yardstick:
-        shown.caption = f"score = return / {yardstick:.0f}, the return of the data's best behaviour policy"
+        captions.append(f"score = return / {yardstick:.0f}, the return of the data's best behaviour policy")
+    if d4rl := report.get("d4rl"):
+        scores = ", ".join(f"{context} {score:.1f}" for context, score in d4rl["scores"].items())
+        captions.append(f"D4RL score at the original dynamics: {scores} = {d4rl['note']}")
+    shown.caption = "\n".join(captions) or None
     return shown
 
 

@@ -30,11 +30,14 @@ from sim.plant import BatchedPlant
 from sim.rollout import EpisodeResult, run_episodes
 from sim.scores import report_table, score_table
 from sim.traces import Traces
+from sim.wording import is_original
 
 SCHEMA = 1
 Context = Literal["nominal", "inferred", "oracle"]
 CONTEXTS: tuple[Context, ...] = ("nominal", "inferred", "oracle")
 
+# Control steps of an episode of D4RL's.
+D4RL_STEPS = 1000
 # Control steps within which a robot has to be back on its feet after a change.
 REGAIN = 100
 # Windows, in control steps, over which the context before and after a change is averaged.
@@ -113,6 +116,7 @@ def validate(
         "steps": steps,
         "seeds": [seed],
         "yardstick_return": environment.config.yardstick_return,
+        "d4rl": _d4rl(environment, cells, steps),
         "cells": cells,
         "summary": {context: _summary(cells, context) for context in chosen},
     }
@@ -217,6 +221,16 @@ def _summary(cells: list[dict[str, Any]], context: str) -> dict[str, Any]:
     return _aggregate(mine) | {
         "suites": {suite: _aggregate([cell for cell in mine if cell["suite"] == suite]) for suite in suites}
     }
+
+
+def _d4rl(environment: Environment, cells: list[dict[str, Any]], steps: int) -> dict[str, Any] | None:
+    """Return D4RL's scores at the original dynamics by context; None where the report has no such world or task."""
+    reference = environment.config.d4rl
+    originals = {cell["context"]: cell["return_mean"] for cell in cells if is_original(cell["perturbation"])}
+    if reference is None or not originals or steps != D4RL_STEPS:
+        return None
+    scores = {context: reference.score(mean_return) for context, mean_return in originals.items()}
+    return {"scores": scores, "note": environment.d4rl_note}
 
 
 def _aggregate(cells: list[dict[str, Any]]) -> dict[str, float]:

@@ -1,4 +1,7 @@
-"""Data sets from files: `load_dataset` reads npz, HDF5, Minari and robots' logs into a checked `TransitionDataset`."""
+"""Data sets in files: `load_dataset` reads npz, HDF5, Minari and robots' logs into a checked `TransitionDataset`.
+
+`save_dataset` writes npz, HDF5 and Minari.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +13,31 @@ from pathlib import Path
 
 import numpy as np
 
-from adapters.datasets.hdf5 import read_hdf5
+from adapters.datasets.hdf5 import read_hdf5, save_hdf5
 from adapters.datasets.lcmlog import is_lcm_log, read_lcm_log
-from adapters.datasets.minari import data_folder, read_minari
+from adapters.datasets.minari import check_folder, data_folder, read_minari, save_minari
 from adapters.datasets.npz import read_npz, save_npz
 from adapters.datasets.robot_log import LogLayout
 from adapters.datasets.rosbag import bag_in, read_rosbag
 from adapters.datasets.transitions import Metadata, Normaliser, TransitionDataset
 from adapters.errors import UserError
 
-__all__ = ["LogLayout", "Metadata", "Normaliser", "TransitionDataset", "load_dataset", "save_npz"]
+__all__ = [
+    "LogLayout",
+    "Metadata",
+    "Normaliser",
+    "TransitionDataset",
+    "check_output",
+    "load_dataset",
+    "save_dataset",
+    "save_npz",
+]
 
 PACKAGE_PREFIX = "package://"
 
 Read = tuple[dict[str, np.ndarray], Metadata]
+
+WRITERS = {".npz": save_npz, ".hdf5": save_hdf5, ".h5": save_hdf5, "": save_minari}
 
 
 def load_dataset(
@@ -68,6 +82,38 @@ def load_dataset(
             "written; get the file anew, or remove 'metadata' if the change is meant."
         )
     return dataset
+
+
+def save_dataset(dataset: TransitionDataset, path: Path) -> None:
+    """Write a data set, atomically; its name decides the form. `load_dataset` gives back the same bits and metadata.
+
+    Args:
+        dataset: the data.
+        path: see `check_output`; what is there is replaced.
+
+    Raises:
+        UserError: the name is none for a data set, a package is not installed, or the place cannot be written.
+    """
+    check_output(path)
+    WRITERS[path.suffix](dataset, path)
+
+
+def check_output(path: Path) -> None:
+    """Refuse a name that no data set can be written under, before the work that it would be the result of.
+
+    A name ends in .npz, or, for D4RL's layout, in .hdf5 or .h5; without an ending it is the folder of a Minari data
+    set, NAME-v0.
+
+    Raises:
+        UserError: it is another name.
+    """
+    if path.suffix not in WRITERS or (path.suffix and path.is_dir()):
+        raise UserError(
+            f"output={path} is not the name of a data set; choose one that ends in .npz or .hdf5, or a Minari folder, "
+            "NAME-v0."
+        )
+    if not path.suffix:
+        check_folder(path)
 
 
 def _resolve(path: str) -> Path:

@@ -1,4 +1,4 @@
-"""Data sets in D4RL's HDF5 layout, read only."""
+"""Data sets in D4RL's HDF5 layout."""
 
 from __future__ import annotations
 
@@ -8,14 +8,35 @@ from pathlib import Path
 import numpy as np
 
 from adapters.datasets.checks import FIELDS, checked_fields, episode_ends
-from adapters.datasets.transitions import Metadata
+from adapters.datasets.transitions import Metadata, TransitionDataset
 from adapters.errors import UserError
+from adapters.files import atomic_path
+
+# The attribute with our metadata; D4RL's own reader looks at arrays alone.
+ATTRIBUTE = "surefoot"
+
+
+def save_hdf5(dataset: TransitionDataset, path: Path) -> None:
+    """Write a data set as D4RL does, an array for each field at the root of the file, atomically.
+
+    Raises:
+        UserError: h5py is not installed, or the place cannot be written.
+    """
+    try:
+        import h5py
+    except ImportError as error:
+        raise UserError(f"writing {path} needs h5py; install it with: pip install 'surefoot[train]'.") from error
+    with atomic_path(path) as draft, h5py.File(draft, "w") as file:
+        for name, array in dataset.arrays().items():
+            file.create_dataset(name, data=array, compression="gzip")
+        file.attrs[ATTRIBUTE] = dataset.metadata.to_json()
 
 
 def read_hdf5(path: Path) -> tuple[dict[str, np.ndarray], Metadata]:
     """Read the arrays at the root of the file; what stands beside them, such as D4RL's `infos`, is left alone.
 
-    D4RL's older files hold no `next_observations`: see `_end_one_row_early`.
+    D4RL's older files hold no `next_observations`: see `_end_one_row_early`. The metadata is blank where `save_hdf5`
+    did not write it.
 
     Raises:
         UserError: h5py is not installed, or the file is not HDF5 or is damaged.
@@ -31,12 +52,13 @@ def read_hdf5(path: Path) -> tuple[dict[str, np.ndarray], Metadata]:
             for field in FIELDS:
                 if isinstance(file.get(field), h5py.Dataset):
                     arrays[field] = file[field][()]
+            text = file.attrs.get(ATTRIBUTE)
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         place = f"the field '{field}' cannot be read" if field else "this is not a whole HDF5 file"
         raise UserError(f"{path}: {place}; it was cut short or damaged, copy or make it again.") from error
     if "next_observations" not in arrays:
         arrays = _end_one_row_early(arrays, str(path))
-    return arrays, Metadata(source=path.name)
+    return arrays, Metadata(source=path.name) if text is None else Metadata.from_json(text, path)
 
 
 def _end_one_row_early(arrays: dict[str, np.ndarray], file: str) -> dict[str, np.ndarray]:

@@ -1,17 +1,82 @@
-"""Minari data sets from a local folder; nothing is fetched."""
+"""Minari data sets in a local folder; nothing is fetched."""
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from adapters.datasets.transitions import Metadata
+from adapters.datasets.transitions import Metadata, TransitionDataset
 from adapters.errors import UserError
+from adapters.files import atomic_path
 
 # Minari's names for the steps of an episode, and ours.
 STEPS = {"actions": "actions", "rewards": "rewards", "terminations": "terminals", "truncations": "timeouts"}
+
+# The key of Minari's metadata.json under which ours stands.
+KEY = "surefoot"
+NAME = re.compile(r"[-\w]+-v\d+")
+
+
+def save_minari(dataset: TransitionDataset, path: Path) -> None:
+    """Write a data set as Minari does, atomically: every episode a group of one HDF5 file, beside a `metadata.json`.
+
+    Minari finds it by its id where the folder is in Minari's own, ~/.minari/datasets or MINARI_DATASETS_PATH.
+
+    Args:
+        dataset: the data.
+        path: the data set's folder, such as `~/.minari/datasets/halfcheetah/jump-v0`; one that is there is replaced.
+
+    Raises:
+        UserError: minari is not installed, the name is not one for Minari (`check_folder`), or the place cannot be
+            written.
+    """
+    try:
+        from gymnasium.spaces import Box
+        from minari import __version__
+        from minari.data_collector import EpisodeBuffer
+        from minari.dataset.minari_storage import MinariStorage
+    except ImportError as error:
+        raise UserError(f"writing {path} needs minari; install it with: pip install 'surefoot[train]'.") from error
+    check_folder(path)
+    spaces = [Box(-np.inf, np.inf, (dim,), np.float32) for dim in (dataset.obs_dim, dataset.act_dim)]
+    # Minari loses its way among relative paths.
+    with atomic_path(path.absolute()) as draft:
+        (draft / "data").mkdir(parents=True)
+        storage = MinariStorage.new(draft / "data", *spaces, data_format="hdf5")
+        storage.update_episodes(
+            EpisodeBuffer(
+                id=index,
+                observations=np.concatenate([dataset.observations[rows], dataset.next_observations[rows][-1:]]),
+                **{theirs: getattr(dataset, ours)[rows] for theirs, ours in STEPS.items()},
+            )
+            for index, rows in enumerate(dataset.episode_slices())
+        )
+        storage.update_metadata(
+            {"dataset_id": _dataset_id(path), "minari_version": __version__, KEY: dataset.metadata.to_json()}
+        )
+
+
+def check_folder(path: Path) -> None:
+    """Refuse a folder that no Minari data set can be written to.
+
+    Raises:
+        UserError: its name does not end in a version, or something else stands there.
+    """
+    if not NAME.fullmatch(path.name):
+        raise UserError(f"{path} is no name for a Minari data set, which ends in a version: write {path.name}-v0.")
+    if path.exists() and data_folder(path) is None:
+        raise UserError(f"{path} is there and is no Minari data set; give another name.")
+
+
+def _dataset_id(path: Path) -> str:
+    """Return what Minari calls the data set of a folder: the way there from Minari's own folder, or its bare name."""
+    root = Path(os.environ.get("MINARI_DATASETS_PATH", "~/.minari/datasets")).expanduser().resolve()
+    place = path.expanduser().resolve()
+    return place.relative_to(root).as_posix() if place.is_relative_to(root) else place.name
 
 
 def data_folder(path: Path) -> Path | None:
@@ -23,7 +88,8 @@ def read_minari(path: Path) -> tuple[dict[str, np.ndarray], Metadata]:
     """Read every episode of a Minari data set whose observations and actions are plain vectors.
 
     An episode of T steps holds T + 1 observations, the last of which is what its final action led to. Where Minari
-    marks the last step of an episode neither terminated nor truncated, it becomes a timeout.
+    marks the last step of an episode neither terminated nor truncated, it becomes a timeout, but for the last episode,
+    where the data simply stops. The metadata is blank where `save_minari` did not write it.
 
     Args:
         path: the data set's folder, such as `mujoco/halfcheetah/expert-v0`, or the `data` folder in it.
@@ -50,8 +116,11 @@ def read_minari(path: Path) -> tuple[dict[str, np.ndarray], Metadata]:
     for name, shapes in widths.items():
         if len(shapes) > 1:
             raise UserError(f"{path}: the field '{name}' changes shape between episodes, {shapes}; make them alike.")
+    for episode in episodes[:-1]:
+        episode["timeouts"][-1] |= not episode["terminals"][-1]
     arrays = {name: np.concatenate([episode[name] for episode in episodes]) for name in episodes[0]}
-    return arrays, Metadata(source=f"Minari {stored.id}")
+    text = stored.storage.metadata.get(KEY)
+    return arrays, Metadata(source=f"Minari {stored.id}") if text is None else Metadata.from_json(text, path)
 
 
 def _episode_arrays(episode: Any, file: str) -> dict[str, np.ndarray]:
@@ -68,6 +137,4 @@ def _episode_arrays(episode: Any, file: str) -> dict[str, np.ndarray]:
                 "is empty or was cut short, copy or record it again."
             )
     arrays = {ours: getattr(episode, theirs) for theirs, ours in STEPS.items()}
-    if not arrays["terminals"][-1]:
-        arrays["timeouts"][-1] = True
     return {"observations": observations[:-1], **arrays, "final_observations": observations[-1:]}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import zipfile
 import zlib
 from pathlib import Path
@@ -32,7 +30,7 @@ def save_npz(dataset: TransitionDataset, path: Path) -> None:
     arrays: dict[str, Any] = dict(dataset.arrays())
     ends = episode_ends(dataset.terminals, dataset.timeouts)
     arrays["final_observations"] = arrays.pop("next_observations")[ends]
-    arrays["metadata"] = np.array(json.dumps(dataclasses.asdict(dataset.metadata)))
+    arrays["metadata"] = np.array(dataset.metadata.to_json())
     with atomic_path(path) as draft, draft.open("wb") as file:
         np.savez_compressed(file, **arrays)
 
@@ -44,7 +42,7 @@ def read_npz(path: Path) -> tuple[dict[str, np.ndarray], Metadata]:
         UserError: the file is no npz archive, or it is damaged.
     """
     stored = _read_archive(path)
-    metadata = _read_metadata(str(stored["metadata"]), path) if "metadata" in stored else Metadata(source=path.name)
+    metadata = Metadata.from_json(str(stored["metadata"]), path) if "metadata" in stored else Metadata(source=path.name)
     return {name: array for name, array in stored.items() if name in (*FIELDS, "final_observations")}, metadata
 
 
@@ -62,21 +60,3 @@ def _read_archive(path: Path) -> dict[str, np.ndarray]:
         place = f"the field '{field}' cannot be read" if field else "this is not a whole npz file"
         raise UserError(f"{path}: {place}; it was cut short or damaged, copy or make it again.") from error
     return stored
-
-
-def _read_metadata(text: str, path: Path) -> Metadata:
-    """Return the metadata that `save_npz` wrote."""
-    try:
-        content = json.loads(text)
-        return Metadata(
-            env=str(content["env"]),
-            control_dt=float(content["control_dt"]),
-            observation_names=tuple(map(str, content["observation_names"])),
-            action_names=tuple(map(str, content["action_names"])),
-            source=str(content["source"]),
-            sha256=str(content["sha256"]),
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: the field 'metadata' is not what save_npz writes ({error}); write it again."
-        ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -36,6 +37,36 @@ class Metadata:
     action_names: tuple[str, ...] = ()
     source: str = ""
     sha256: str = ""
+
+    def to_json(self) -> str:
+        """Return it as a JSON string, as it stands in the files that Surefoot writes."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str, file: object) -> Metadata:
+        """Read what `to_json` wrote.
+
+        Args:
+            text: the JSON string.
+            file: the name that an error message gives the data.
+
+        Raises:
+            UserError: it is something else.
+        """
+        try:
+            content = json.loads(text)
+            return cls(
+                env=str(content["env"]),
+                control_dt=float(content["control_dt"]),
+                observation_names=tuple(map(str, content["observation_names"])),
+                action_names=tuple(map(str, content["action_names"])),
+                source=str(content["source"]),
+                sha256=str(content["sha256"]),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{file}: the field 'metadata' is not what Surefoot writes ({error}); write it again."
+            ) from error
 
 
 class Normaliser(NamedTuple):

@@ -14,6 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
+from adapters.datasets import Metadata, TransitionDataset
 from offline_train.algorithms.base import mean_figures
 from offline_train.algorithms.sac import Sac, SacConfig
 from offline_train.replay import Batch, Replay
@@ -39,6 +40,7 @@ class OnlineSacConfig(BaseModel):
     steps_per_update: int = Field(default=2, ge=1, description="control steps for each gradient step; divides robots")
     episode_steps: int = Field(default=1_000, ge=1, description="control steps of an episode that does not end before")
     snapshot_every: int = Field(default=10, ge=1, description="epochs between two kept behaviour policies")
+    keep_replay: bool = Field(default=False, description="keep all that the robots did as a data set")
     sac: SacConfig = SacConfig(hidden=[128, 128], learning_rate=5e-4, target_entropy=None, initial_temperature=0.1)
 
     @model_validator(mode="after")
@@ -149,9 +151,34 @@ class OnlineSac:
         """The deterministic action `(batch, act_dim)` in [-1, 1] for raw observations."""
         return self.sac(obs.to(self.device))
 
+    def log(self, source: str) -> TransitionDataset:
+        """Return all that the robots did, robot after robot, as a data set.
+
+        Args:
+            source: what its metadata says of where it is from.
+        """
+        task, replay = self.environment, self.replay
+        rows = replay.rows[: replay.size].unflatten(0, (-1, self.config.robots)).transpose(0, 1).flatten(0, 1)
+        did = Batch.unpack(rows.cpu(), task.obs_dim, task.act_dim)
+        terminals = did.terminal == 1
+        # Where the next row does not go on from this one, the episode was cut off, or the next robot's rows begin.
+        cut = torch.ones_like(terminals)
+        cut[:-1] = (did.next_obs[:-1] != did.obs[1:]).any(1)
+        arrays = {
+            "observations": did.obs.numpy(),
+            "actions": task.commands(did.action.numpy()),
+            "rewards": did.reward.numpy(),
+            "next_observations": did.next_obs.numpy(),
+            "terminals": terminals.numpy(),
+            "timeouts": (cut & ~terminals).numpy(),
+        }
+        metadata = Metadata(task.name, task.control_dt, task.observation_names, task.action_names, source)
+        return TransitionDataset.from_arrays(arrays, metadata, "the replay")
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs to go on bit-equal."""
-        arrays = {"obs": self.obs, "states": self.plant.states, "lengths": self.lengths, "returns": self.returns}
+        arrays = {"obs": self.obs, "states": self.plant.states, "start_states": self.plant.starts}
+        arrays |= {"lengths": self.lengths, "returns": self.returns}
         return {
             "sac": self.sac.state_dict(),
             "optimizer": self.sac.optimizer.state_dict(),
@@ -171,6 +198,7 @@ class OnlineSac:
         self.starts.bit_generator.state = state["starts"]
         self.updates = state["updates"]
         self.plant.states = state["states"].numpy()
+        self.plant.starts = state["start_states"].numpy().copy()
         self.obs, self.lengths, self.returns = (state[name].numpy().copy() for name in ("obs", "lengths", "returns"))
 
 

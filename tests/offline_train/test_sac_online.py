@@ -48,7 +48,9 @@ class Point(Environment):
     def observe(self, states: np.ndarray, sensors: np.ndarray | None = None) -> np.ndarray:
         return states[:, 1:].copy()
 
-    def reward(self, states: Any, actions: Any, next_states: np.ndarray, next_sensors: Any = None) -> np.ndarray:
+    def reward(
+        self, states: Any, actions: Any, next_states: np.ndarray, next_sensors: Any = None, starts: Any = None
+    ) -> np.ndarray:
         return -np.abs(next_states[:, 1])
 
 
@@ -132,6 +134,42 @@ def test_timeouts_start_anew_and_are_not_terminal() -> None:
     ends = torch.arange(1, len(batch.obs)) % 7 == 0
     assert torch.equal(follows, ~ends[:, None].expand_as(follows))
     assert not batch.terminal.any()
+
+
+def test_replay_as_a_data_set_is_what_each_robot_did() -> None:
+    algorithm = finish(make(make_environment("hopper"), random_steps=400, episode_steps=30))
+    batch, data = stored(algorithm), algorithm.log("a test")
+    assert len(data) == algorithm.steps and data.metadata.env == "hopper"
+    steps = algorithm.steps // 4
+    for robot in range(4):
+        rows = slice(robot * steps, (robot + 1) * steps)
+        np.testing.assert_array_equal(data.observations[rows], batch.obs[:, robot].numpy())
+        np.testing.assert_array_equal(data.rewards[rows], batch.reward[:, robot].numpy())
+        np.testing.assert_array_equal(data.terminals[rows], batch.terminal[:, robot].numpy())
+        assert data.terminals[rows][-1] or data.timeouts[rows][-1]
+    # Every episode starts 1.25 m high with noise of 0.005, and none is longer than 30 steps.
+    starts = [rows.start for rows in data.episode_slices()]
+    assert np.abs(data.observations[starts, 0] - 1.25).max() < 0.006
+    assert max(rows.stop - rows.start for rows in data.episode_slices()) == 30
+    assert not (data.terminals & data.timeouts).any() and data.timeouts.any() and data.terminals.any()
+
+
+def test_replay_holds_commands_in_the_robots_units() -> None:
+    algorithm = finish(make(make_environment("quadruped-walk")))
+    batch, data = stored(algorithm), algorithm.log("a test")
+    # The third actuator goes from -0.8 to 0.8, the second from -1 to 1.1.
+    np.testing.assert_allclose(data.actions[: len(batch.obs), 2], 0.8 * batch.action[:, 0, 2], atol=1e-6)
+    np.testing.assert_allclose(data.actions[: len(batch.obs), 1], 0.05 + 1.05 * batch.action[:, 0, 1], atol=1e-6)
+
+
+def test_resumed_run_remembers_where_episodes_began() -> None:
+    algorithm = make(make_environment("halfcheetah-jump"))
+    algorithm.train_epoch()
+    again = make(make_environment("halfcheetah-jump"), seed=1)
+    again.load_state_dict(copy.deepcopy(algorithm.state_dict()))
+    algorithm.train_epoch()
+    again.train_epoch()
+    np.testing.assert_array_equal(stored(algorithm).reward, stored(again).reward)
 
 
 DEAD = Perturbation(name="dead", actuator_gain={"x": 0.0})

@@ -108,6 +108,11 @@ def test_train_export_and_load(command_line: CommandLine, train: Train, tmp_path
     assert [line["step"] for line in lines if line["stage"] == "world_model"] == [10, 20, 30]
     policy = [line for line in lines if line["stage"] == "policy"]
     assert [line["step"] for line in policy] == [10, 20, 30]
+    score = 100 * (policy[-1]["return"] + 280.178953) / (12135.0 + 280.178953)
+    assert policy[-1]["d4rl_score"] == pytest.approx(score)
+    # The score is told once, and with it that D4RL's is another version of the task.
+    shown = f"return in halfcheetah after 30 updates: {policy[-1]['return']:,.0f}, D4RL score {score:.1f} ("
+    assert shown in done.out and done.out.count("D4RL score") == done.out.count("an older version of the task") == 1
     # Evaluated at every second epoch and at the end.
     assert ["return" in line for line in policy] == ["model_reward" in line for line in policy] == [False, True, True]
     assert not [*folder.glob("*.part.*")]

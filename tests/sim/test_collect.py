@@ -237,6 +237,18 @@ def test_a_changed_robot_is_logged_as_it_moves(make_bundle: Callable[..., Path])
     assert data.metadata.sha256 != collect("mixed", 1000, seed=3, bundles=[path]).metadata.sha256
 
 
+def test_policies_of_a_robot_act_in_all_its_tasks(make_bundle: Callable[..., Path]) -> None:
+    bundles = [str(make_bundle(context=False))]
+    forward, backward = (
+        collect("mixed", 1000, 3, env, bundles=bundles) for env in ("halfcheetah", "halfcheetah-backward")
+    )
+    np.testing.assert_array_equal(forward.observations, backward.observations)
+    # Speed is paid the other way round, effort as before.
+    cost = 0.1 * np.square(forward.actions.astype(np.float64)).sum(1)
+    np.testing.assert_allclose(backward.rewards + cost, -(forward.rewards + cost), atol=1e-5)
+    assert recipe_policies("mixed", make_environment("ant-angle")) == recipe_policies("mixed", make_environment("ant"))
+
+
 def test_a_bundle_of_another_environment_is_refused(make_bundle: Callable[..., Path]) -> None:
     with pytest.raises(UserError, match="is a bundle for env=hopper, not for env=halfcheetah; give env=hopper"):
         collect("mixed", 1000, seed=0, bundles=[str(make_bundle(env="hopper"))])
@@ -253,6 +265,9 @@ def test_command_writes_what_collect_returns(
     assert written.metadata.sha256 in printed
     assert f"mean return  {written.episode_returns().mean():.1f}" in printed
     assert "rows         2000" in printed
+    other = tmp_path / "random.hdf5"
+    command(monkeypatch, "recipe=random", "steps=2000", "seed=5", f"output={other}", "episodes_in_parallel=2")
+    assert load_dataset(other).metadata == written.metadata
     assert "episodes     2" in printed
 
 
@@ -271,7 +286,7 @@ def test_command_writes_what_collect_returns(
         ("bundle=nowhere", "there is no bundle nowhere"),
         ("env=nowhere", "env/nowhere"),
         ("env=hopper", "no behaviour policies are shipped for env=hopper"),
-        ("output=data.csv", "output=data.csv is not the name of an .npz file"),
+        ("output=data.csv", "output=data.csv is not the name of a data set"),
     ],
 )
 def test_command_refuses_in_one_sentence(

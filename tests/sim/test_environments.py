@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import gymnasium
@@ -43,13 +43,28 @@ class Reference(Protocol):
         """Return observation, reward and terminated."""
 
 
+# What the tasks pay that gymnasium does not know: from the velocity in the plane, |action|^2, and how far the torso is
+# above where the episode began.
+PAID: dict[str, Callable[[np.ndarray, float, float], float]] = {
+    "halfcheetah-jump": lambda v, squared, rise: min(v[0], 3.0) - 0.1 * squared + 15.0 * rise,
+    "halfcheetah-capped": lambda v, squared, rise: min(v[0], 3.0) - 0.1 * squared,
+    "halfcheetah-backward": lambda v, squared, rise: -v[0] - 0.1 * squared,
+    "walker2d-backward": lambda v, squared, rise: -v[0] - 0.001 * squared + 1.0,
+    "hopper-backward": lambda v, squared, rise: -v[0] - 0.001 * squared + 1.0,
+    "ant": lambda v, squared, rise: v[0] - 0.5 * squared + 1.0,
+    # cos 30 = sqrt(3) / 2, sin 30 = 1 / 2
+    "ant-angle": lambda v, squared, rise: 3**0.5 / 2 * v[0] + 0.5 * v[1] - 0.5 * squared + 1.0,
+}
+
+
 class GymnasiumReference:
-    """Gymnasium's own environment."""
+    """Gymnasium's own environment; rewards that are not its own are computed from its physics."""
 
     def __init__(self, environment: GymnasiumTask) -> None:
+        self.name = environment.name
         with quiet_mujoco(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self.env = gymnasium.make(environment.task_id, **environment.config.gym_options)
+            self.env = gymnasium.make(environment.config.gym_id, **environment.config.gym_options)
         self.bare: Any = self.env.unwrapped
         self.model, self.control_dt = self.bare.model, self.bare.dt
         space: Any = self.env.action_space
@@ -57,21 +72,33 @@ class GymnasiumReference:
         self.env.reset(seed=0)
 
     def reset(self, seed: int) -> np.ndarray:
-        return self.env.reset(seed=seed)[0]
+        return self._observed(self.env.reset(seed=seed)[0])
 
     def start(self, state: np.ndarray) -> np.ndarray:
         self.bare.set_state(*np.split(state[1:], [self.model.nq]))
-        return self.bare._get_obs()
+        self.start_height = self._torso_height()
+        return self._observed(self.bare._get_obs())
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool]:
-        before = self.bare.data.qpos[0]
+        before = self.bare.data.qpos[:2].copy()
         self.bare.data.qacc_warmstart[:] = 0
-        observation, reward, terminated, _, info = self.bare.step(action)
-        if self.env.spec is not None and self.env.spec.id == "Ant-v5":
-            # Its forward speed is that of a frame that lags behind; ours is that of the position.
-            speed = (self.bare.data.qpos[0] - before) / self.control_dt
-            reward += speed - info["reward_forward"]
-        return observation, reward, terminated
+        observation, reward, terminated, _, _ = self.bare.step(action)
+        if self.name in PAID:
+            # Gymnasium's Ant takes its speed from a frame that lags behind; ours is that of the position.
+            velocity = (self.bare.data.qpos[:2] - before) / self.control_dt
+            reward = PAID[self.name](velocity, float(action @ action), self._torso_height() - self.start_height)
+            # Those that fall are paid 1 for each step that they do not.
+            reward -= float(terminated)
+        return self._observed(observation), reward, terminated
+
+    def _torso_height(self) -> float:
+        """The height of the torso's frame, which a step leaves behind by part of a physics step."""
+        mujoco.mj_kinematics(self.model, self.bare.data)
+        return float(self.bare.data.body("torso").xpos[2])
+
+    def _observed(self, observation: np.ndarray) -> np.ndarray:
+        """qpos[1:], the torso's height and qvel are what the authors of halfcheetah-jump observe."""
+        return np.insert(observation, 8, self._torso_height()) if self.name == "halfcheetah-jump" else observation
 
 
 class DmControlReference:
@@ -204,6 +231,61 @@ def test_ants_returns_are_gymnasiums() -> None:
     assert ours == pytest.approx(theirs, abs=0.02)
 
 
+def test_what_ant_angle_leaves_out_is_less_than_0_04_a_step() -> None:
+    # The authors' formula takes 5e-4 times the sum of squared contact forces, clipped to [-1, 1], off.
+    environment: Any = make_environment("ant-angle")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        reference: Any = gymnasium.make("Ant-v5", contact_cost_weight=5e-4).unwrapped
+    reference.reset(seed=0)
+    costs = []
+    for _ in range(200):
+        *_, info = reference.step(reference.np_random.uniform(-1, 1, 8))
+        costs.append(-info["reward_contact"])
+    assert 0.0 < max(costs) < 0.04 and environment.config.control_cost == 0.5
+
+
+def test_height_counts_from_where_each_robots_episode_began() -> None:
+    environment = make_environment("halfcheetah-jump")
+    states = environment.initial_states(np.random.default_rng(0), 2)
+    with BatchedPlant(environment, [environment.model()] * 2) as plant:
+        plant.reset(states=states)
+        plant.step(np.zeros((2, 6)))
+        higher = states[:1].copy()
+        higher[:, 2] += 0.1
+        plant.restart(np.array([0]), higher)
+        assert (plant.starts[0] == higher).all() and (plant.starts[1] == states[1]).all()
+        before = plant.states
+        _, rewards, _ = plant.step(np.zeros((2, 6)))
+        # 15 a metre, and the speed, which is below 3 m/s at the start; no command, so no cost.
+        rise = plant.states[:, 2] - np.array([higher[0, 2], states[1, 2]])
+        speed = (plant.states[:, 1] - before[:, 1]) / 0.05
+        np.testing.assert_allclose(rewards, speed + 15.0 * rise, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "mean_return", "score"),
+    [
+        # 100 (r - random) / (expert - random): 0 at random, 100 at expert, half way between them 50.
+        ("halfcheetah", -280.178953, 0.0),
+        ("halfcheetah", 12135.0, 100.0),
+        ("walker2d", 0.5 * (1.629008 + 4592.3), 50.0),
+        # 100 (1000 + 20.272305) / (3234.3 + 20.272305)
+        ("hopper", 1000.0, 31.3489),
+        # 100 (0 + 325.6) / (3879.7 + 325.6)
+        ("ant", 0.0, 7.7426),
+    ],
+)
+def test_d4rl_score(name: str, mean_return: float, score: float) -> None:
+    reference = make_environment(name).config.d4rl
+    assert reference is not None and reference.score(mean_return) == pytest.approx(score, abs=1e-4)
+
+
+def test_other_tasks_have_no_d4rl_score() -> None:
+    of_d4rl = {"halfcheetah", "walker2d", "hopper", "ant"}
+    assert {name for name in NAMES if make_environment(name).config.d4rl is not None} == of_d4rl
+
+
 def test_commands_span_the_range(pair: Pair) -> None:
     environment = pair[0]
     ends = environment.commands(np.stack([-np.ones(environment.act_dim), np.ones(environment.act_dim)]))
@@ -225,5 +307,5 @@ def test_model_is_a_fresh_copy() -> None:
 
 
 def test_unknown_environment_names_those_that_exist() -> None:
-    with pytest.raises(UserError, match=r"no environment 'cheetah'.*halfcheetah, hopper.*walker2d"):
+    with pytest.raises(UserError, match=r"no environment 'cheetah'.*halfcheetah, .*hopper, .*walker2d"):
         make_environment("cheetah")

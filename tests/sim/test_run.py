@@ -114,6 +114,19 @@ def test_loop_is_closed_as_by_hand(
     assert robot.episode_return == pytest.approx(total)
 
 
+def test_task_that_gymnasium_does_not_know_is_driven_all_the_same(make_bundle: Callable[..., Path]) -> None:
+    bundle = Bundle.load(make_bundle(env="halfcheetah-backward"))
+    robot = connect(bundle, _config(bundle.path, seed=4))
+    assert drive(robot, Controller(bundle), 40).steps == 40
+    environment, controller, total = make_environment("halfcheetah-backward"), Controller(bundle), 0.0
+    with BatchedPlant(environment, [environment.model()]) as plant:
+        obs = plant.reset(np.random.default_rng(4))
+        for step in range(40):
+            obs, rewards, _ = plant.step(controller.step(step * 0.05, obs[0]).action[None])
+            total += rewards[0]
+    assert robot.episode_return == pytest.approx(total) and total != 0
+
+
 def test_bundle_for_another_robot_is_refused(make_bundle: Callable[..., Path]) -> None:
     bundle = make_bundle(context=False, spare_terms=1)
     with pytest.raises(UserError, match=r"is for 18 observations and env=HalfCheetah-v5 has 17"):

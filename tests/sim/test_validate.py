@@ -93,6 +93,23 @@ def _validate(bundle: Path, suite: Path, **changes: Any) -> dict[str, Any]:
     return validate(bundle, [suite], **({"episodes": 2, "steps": 60, "seed": 3} | changes))
 
 
+def test_d4rl_score_is_that_of_the_original_world(make_bundle: Callable[..., Path], suite: Path) -> None:
+    bundle = make_bundle(context=False)
+    report = _validate(bundle, suite, steps=1000, episodes=1)
+    original = next(cell for cell in report["cells"] if cell["name"] == "original")
+    # D4RL's reference returns of HalfCheetah are -280.178953 and 12135.
+    score = 100 * (original["return_mean"] + 280.178953) / 12415.178953
+    assert report["d4rl"]["scores"] == {"nominal": pytest.approx(score)}
+    shown = str(report_table(report).caption)
+    assert f"D4RL score at the original dynamics: nominal {score:.1f} = 100 (return" in shown
+    assert shown.count("an older version of the task than HalfCheetah-v5") == 1
+    # Its episodes have 1,000 steps, and its tasks are not all of ours.
+    assert _validate(bundle, suite)["d4rl"] is None
+    other = make_bundle(context=False, env="halfcheetah-backward", name="other")
+    report = _validate(other, suite, steps=1000, episodes=1)
+    assert report["d4rl"] is None and report_table(report).caption is None
+
+
 def test_report_is_the_contracts(make_bundle: Callable[..., Path], suite: Path) -> None:
     bundle = make_bundle()
     report = _validate(bundle, suite)
