@@ -148,6 +148,17 @@ class Environment(ABC):
             sensors: `(n, nsensordata)` there; may be left out where the task reads none.
         """
 
+    def states_of(self, observations: np.ndarray) -> np.ndarray:
+        """Return states `(n, nstate)` that observations `(n, obs_dim)` are of, at the origin of what is not seen.
+
+        Raises:
+            UserError: an observation of this task does not tell the state.
+        """
+        raise UserError(
+            f"an observation of the environment '{self.name}' does not tell the simulator's state; choose one of "
+            "gymnasium's."
+        )
+
     @abstractmethod
     def reward(
         self, states: np.ndarray, actions: np.ndarray, next_states: np.ndarray, next_sensors: np.ndarray | None = None
@@ -214,6 +225,16 @@ class GymnasiumTask(Environment):
             velocities = observations[:, self._model.nq - skipped :]
             np.clip(velocities, -clip, clip, out=velocities)
         return observations
+
+    def states_of(self, observations: np.ndarray) -> np.ndarray:
+        """Return the states `(n, nstate)` that the observations `(n, obs_dim)` are of, at the origin of the plane.
+
+        A velocity that was clipped stays as it was seen.
+        """
+        first = 1 + self.config.unobserved_positions
+        states = np.zeros((len(observations), mujoco.mj_stateSize(self._model, FULL_PHYSICS)))
+        states[:, first : first + self.obs_dim] = observations
+        return states
 
     def reward(
         self, states: np.ndarray, actions: np.ndarray, next_states: np.ndarray, next_sensors: np.ndarray | None = None

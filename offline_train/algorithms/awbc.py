@@ -1,15 +1,14 @@
-"""Advantage-weighted behaviour cloning, the behavioural prior of MABE ("Behavioral Priors and Dynamics Models: Improving
-Performance and Domain Transfer in Offline RL", section 3), by itself.
+"""Advantage-weighted behaviour cloning: MABE's behavioural prior by itself (Cang et al. 2021, arXiv 2106.09119).
 
 The policy is cloned from the log by likelihood, good actions more than bad ones (equation 5),
 
     p = argmax  E[ exp(w(s, a) / eta) log p(a|s) ],    w(s, a) = Q(s, a) (1 - gamma) / r_max,
 
-where Q is learned from the log by its TD error. 1 / (1 - gamma) steps of the largest reward are worth r_max / (1 -
-gamma), so w is at most 1, whatever the reward's unit. What the paper leaves open is settled here: the next action in the
-TD target is the prior's own, so that Q is the prior's value; the weights of a batch are normalised to sum to 1, as
-AWAC's (awac.py); r_max is the largest absolute reward met, which is the same where any reward is large and positive,
-and keeps w's sign where none is. AWAC weighs by the advantage over the policy's own actions instead of by w.
+where Q is learned from the log by its TD error. The largest reward for ever is worth r_max / (1 - gamma), so that w is
+1 at most, whatever the reward's unit. What the paper leaves open is settled here: the next action in the TD target is
+the prior's own, so that Q is the prior's value; the weights of a batch are normalised to sum to 1, as AWAC's (awac.py);
+r_max is the largest absolute reward met, which keeps the sign of w where no reward is positive. AWAC weighs by the
+advantage over the policy's own actions in the place of w.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class AwbcConfig(ActorCriticConfig):
 
 
 def relative_value(values: Tensor, discount: float, largest_reward: Tensor) -> Tensor:
-    """w = min_i Q_i (1 - gamma) / r_max, below equation 5: `(members, batch), (), () -> (batch,)`."""
+    """The weight w = min_i Q_i (1 - gamma) / r_max below equation 5: `(members, batch), (), () -> (batch,)`."""
     return values.amin(0) * (1.0 - discount) / largest_reward
 
 

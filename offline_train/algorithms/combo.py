@@ -7,7 +7,7 @@ MOPO's rollouts without a penalty, and critics that are conservative where the r
 the first mean is over observations of the model rollouts, and is CQL's log int exp Q(s, a) da there (cql.py), which
 weighs the actions that the critics value most; the second is over the log's own rows; the Bellman error is over both,
 a share f (`real_fraction`) of them from the log. So the critics are low where the model was asked, and not at what the
-log has shown. As in CQL no entropy is backed up. The paper has 1/2 before the last term, so its beta is half of this one.
+log has shown. As in CQL no entropy is backed up. The paper has 1/2 before the last term: its beta is half of this one.
 
 The paper's own code is not public. f, beta and the horizon are those of OfflineRL-Kit (run_example/run_combo.py) for
 HalfCheetah medium-replay, as are the widths and step sizes; it writes the last term as here.

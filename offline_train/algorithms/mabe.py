@@ -1,5 +1,4 @@
-"""MABE: model-based offline RL with adaptive behavioural priors ("Behavioral Priors and Dynamics Models: Improving
-Performance and Domain Transfer in Offline RL", algorithm 1).
+"""MABE: model-based offline RL with adaptive behavioural priors (Cang et al. 2021, arXiv 2106.09119, algorithm 1).
 
 First a prior p is cloned from the log, good actions more than bad ones (awbc.py). Then the policy learns on model
 rollouts as in MOPO, held to p by an explicit divergence in the place of the entropy,
@@ -33,7 +32,7 @@ from offline_train.algorithms.awbc import Awbc, AwbcConfig
 from offline_train.algorithms.base import mean_figures
 from offline_train.algorithms.mopo import Mopo, MopoConfig
 from offline_train.algorithms.sac import Sac, SacConfig
-from offline_train.networks import ActionSample, Actor
+from offline_train.networks import ActionSample, Actor, squash
 from offline_train.replay import Batch, draw
 
 
@@ -97,9 +96,9 @@ class MabeSac(Sac):
         self.prior = copy.deepcopy(prior).requires_grad_(False)
 
     def _propose(self, obs: Tensor) -> ActionSample:
-        proposal = self.actor.sample(obs, self.generator)
-        divergence = gaussian_kl(*self.actor.distribution(obs), *self.prior.distribution(obs))
-        return ActionSample(proposal.action, divergence)
+        mean, log_std = self.actor.distribution(obs)
+        action = squash(mean, log_std, self.noise_like(mean)).action
+        return ActionSample(action, gaussian_kl(mean, log_std, *self.prior.distribution(obs)))
 
     def update(self, batch: Batch, step: int = 0) -> dict[str, Tensor]:
         """One gradient step as in SAC; the figures call beta and the divergence by their names."""

@@ -77,7 +77,7 @@ def sample_variance(std: Tensor, samples: Tensor) -> Tensor:
 
 
 def loo_kl(mean: Tensor, std: Tensor, member: Tensor) -> Tensor:
-    """M2AC: KL of the member that was drawn from to all others (Pan et al. 2020, arXiv 2010.04893, one against the rest).
+    """M2AC: KL of the member that was drawn from to all the others (Pan et al. 2020, arXiv 2010.04893).
 
     KL( N_i || N_-i ), N_-i the Gaussian with mean and variance of the others' mixture, diagonal, summed over dims.
 
