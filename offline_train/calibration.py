@@ -5,8 +5,8 @@ rolled out in the world model from states of the log; the true simulator is put 
 steps once under the same action; the error of the model is the mean squared difference of the next states over their
 dimensions. A penalty is calibrated where it ranks these errors (Spearman) or is even proportional to them (Pearson).
 
-Starts are states of held-out episodes. Rows of one rollout resemble one another, so intervals come from drawing the
-starts anew, each with its whole rollout (a cluster bootstrap).
+Starts are states of held-out episodes, the same for all runs on one log. Rows of one rollout resemble one another, so
+intervals come from drawing the starts anew, each with its whole rollout in every run (a cluster bootstrap).
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def summary(drawn: np.ndarray, horizon: int) -> list[dict[str, Any]]:
 
 def _interval(values: np.ndarray) -> list[float]:
     """The figure and its 95 % percentile interval."""
-    return [float(values[0]), *(float(limit) for limit in np.percentile(values[1:], [2.5, 97.5]))]
+    return [round(float(value), 5) for value in (values[0], *np.percentile(values[1:], [2.5, 97.5]))]
 
 
 def first_members(model: DynamicsEnsemble, count: int) -> DynamicsEnsemble:

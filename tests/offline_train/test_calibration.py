@@ -119,7 +119,7 @@ def test_interval_covers_and_lead_is_over_the_yardstick() -> None:
     value, low, high = noise["spearman"]
     assert low < value < high and -0.15 < low < 0 < high < 0.15
     yardstick = rows[YARDSTICK, "drawn"]
-    assert perfect["pearson_lead"][0] == pytest.approx(1.0 - yardstick["pearson"][0])
+    assert perfect["pearson_lead"][0] == pytest.approx(1.0 - yardstick["pearson"][0], abs=1e-4)
     assert yardstick["pearson_lead"] == [0.0, 0.0, 0.0]
     assert perfect["spearman_lead"][1] > 0.8
 
