@@ -39,7 +39,7 @@ from offline_train.checkpoint import load_checkpoint, save_checkpoint
 from offline_train.export import DynamicsGraph, Run, export
 from offline_train.models.ensemble import DynamicsEnsemble, TerminationRule
 from offline_train.models.fit import fit_data, holdout_error
-from offline_train.models.penalties import PENALTIES
+from offline_train.models.penalties import Prediction, measure
 from offline_train.replay import draw
 from offline_train.train import (
     Data,
@@ -160,7 +160,8 @@ def imagine(
     for _ in range(steps):
         mean, std = model.predict(obs, act(obs))
         change = mean[member, row] + std[member, row] * torch.randn(mean.shape[1:], generator=generator)
-        reward, penalty = change[:, -1], PENALTIES[settings.penalty](mean, std)
+        reward = change[:, -1]
+        penalty = measure(settings.penalty, Prediction(mean, std, member, change), generator)
         figures = (reward, reward - settings.penalty_weight * penalty, disagreement(mean, model.target_std))
         totals += alive * torch.stack(figures)
         lived += alive

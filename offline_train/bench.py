@@ -1,4 +1,4 @@
-"""`surefoot bench`: speeds beside an ordinary implementation's and the peers', and how a running stack takes faults."""
+"""`surefoot bench`: speeds beside others', estimators and penalties compared, and how a running stack takes faults."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from adapters.progress import MoveBar, progress_bar
 from deploy.bundle import Bundle
 from offline_train.bench_algorithms import Budget, Comparison, Log, algorithms_table, compare
 from offline_train.bench_cases import SPEED_CAPTION, SPEED_CASES, Case, Work, speed_cases, untrained_bundle
+from offline_train.calibration import calibrate, calibration_figure, calibration_table
 from sim.context_sweep import sweep, variants_for
 from sim.context_sweep import table as context_table
 from sim.endurance import Endurance, at_rate, endurance_table, endure
@@ -75,6 +76,9 @@ class BenchConfig(BaseModel):
     seeds: list[int] = Field(min_length=1)
     workers: int = Field(ge=1)
     output: Path
+    run: Path | list[Path] | None
+    starts: int = Field(ge=2)
+    members: int | None = Field(ge=1)
 
 
 def bench(config: BenchConfig) -> dict[str, Any]:
@@ -199,6 +203,41 @@ def endurance(config: BenchConfig) -> dict[str, Any]:
     return {"schema": SCHEMA, "name": "rate", **figures, "rows": [asdict(row) for row in rows]}
 
 
+def calibration(config: BenchConfig) -> dict[str, Any]:
+    """Compare every uncertainty penalty with the true error of a world model and return the figures as JSON.
+
+    With a file for the figures a picture of them is drawn beside it.
+
+    Raises:
+        UserError: no run is given, or it has no world model.
+    """
+    if config.run is None:
+        raise UserError("name=calibration rolls the policy of a run out in its world model; give one, run=FOLDER.")
+    torch.set_num_threads(1)
+    runs = config.run if isinstance(config.run, list) else [config.run]
+    with progress_bar("calibration", len(runs), "runs") as move:
+        move(0)
+        figures = calibrate(runs, config.starts, config.members, 0, move)
+    given = config.model_dump(mode="json", include={"run", "starts", "members"})
+    arguments = [f"{key}={_as_given(value)}" for key, value in given.items() if value is not None]
+    report = {
+        "schema": SCHEMA,
+        "name": "calibration",
+        "config": given | {"seed": 0},
+        "command": f"surefoot bench name=calibration {' '.join(arguments)}",
+        "machine": machine(),
+        **figures,
+    }
+    if config.json_file is not None:
+        calibration_figure(report, config.json_file.with_suffix(".png"))
+    return report
+
+
+def _as_given(value: Any) -> str:
+    """A setting as the command line takes it."""
+    return f"[{','.join(value)}]" if isinstance(value, list) else str(value)
+
+
 def _move_on(move: MoveBar, before: int, done: int) -> None:
     move(before + done)
 
@@ -234,6 +273,7 @@ REPORTS: dict[str, tuple[Callable[[BenchConfig], dict[str, Any]], Callable[[dict
     "faults": (fault_injection, lambda report: fault_table(report["rows"])),
     "rate": (endurance, endurance_table),
     "algorithms": (offline_algorithms, algorithms_table),
+    "calibration": (calibration, calibration_table),
 }
 """What each name makes and how it is shown."""
 

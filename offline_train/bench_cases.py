@@ -215,7 +215,7 @@ def rollout_case(algorithm: Mopo, starts: np.ndarray) -> Case:
             algorithm.generator,
             horizon=config.horizon,
             penalty=config.penalty,
-            penalty_weight=config.penalty_weight,
+            pessimism=algorithm.pessimistic,
             terminated=never,
         )
         return sum(len(batch.obs) for batch, _ in steps)

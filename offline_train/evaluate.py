@@ -19,7 +19,7 @@ MODEL_STARTS, MODEL_HORIZON = 200, 50
 
 
 def model_return(algorithm: Mopo, holdout_obs: Tensor, seed: int) -> float:
-    """Mean penalised reward a step of the deterministic policy in model rollouts from held-out states.
+    """Mean pessimistic reward a step of the deterministic policy in model rollouts from held-out states.
 
     Args:
         algorithm: whose policy and world model are looked at.
@@ -35,7 +35,7 @@ def model_return(algorithm: Mopo, holdout_obs: Tensor, seed: int) -> float:
         generator,
         horizon=MODEL_HORIZON,
         penalty=algorithm.config.penalty,
-        penalty_weight=algorithm.config.penalty_weight,
+        pessimism=algorithm.pessimistic,
         terminated=algorithm.terminated,
     )
     return float(torch.cat([batch.reward for batch, _ in steps]).mean())

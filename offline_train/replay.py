@@ -85,9 +85,13 @@ class ModelReplay(Replay):
         super().__init__(capacity, obs_dim, act_dim, real.device)
         self.real, self.real_fraction = real, real_fraction
 
+    def real_rows(self, batch_size: int) -> int:
+        """How many rows of a batch are real, once there are rollouts."""
+        return round(batch_size * self.real_fraction)
+
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
-        """Draw uniformly with replacement, `real_fraction` of the rows from the real transitions."""
-        n_real = round(batch_size * self.real_fraction) if self.size else batch_size
+        """Draw uniformly with replacement, `real_fraction` of the rows, the first ones, from the real transitions."""
+        n_real = self.real_rows(batch_size) if self.size else batch_size
         rows = draw(self.real, len(self.real), n_real, generator)
         if n_real < batch_size:
             rows = torch.cat([rows, draw(self.rows, self.size, batch_size - n_real, generator)])

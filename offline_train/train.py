@@ -24,14 +24,18 @@ from deploy.bundle import RobotDescription
 from offline_train.algorithms.augwm import AugWm, AugWmConfig
 from offline_train.algorithms.augwm_actuators import ActuatorAugWm, ActuatorAugWmConfig
 from offline_train.algorithms.awac import Awac, AwacConfig
+from offline_train.algorithms.awbc import Awbc, AwbcConfig
 from offline_train.algorithms.base import Algorithm, Learner, Settings
 from offline_train.algorithms.bc import Bc, BcConfig
 from offline_train.algorithms.brac import Brac, BracConfig
+from offline_train.algorithms.combo import Combo, ComboConfig
 from offline_train.algorithms.cql import Cql, CqlConfig
 from offline_train.algorithms.edac import Edac, EdacConfig
 from offline_train.algorithms.iql import Iql, IqlConfig
+from offline_train.algorithms.mabe import Mabe, MabeConfig
 from offline_train.algorithms.model_free import ModelFree, ModelFreeConfig
 from offline_train.algorithms.mopo import Mopo, MopoConfig
+from offline_train.algorithms.morel import Morel, MorelConfig
 from offline_train.algorithms.rma import Rma, RmaConfig
 from offline_train.algorithms.sac import SacConfig
 from offline_train.algorithms.sac_online import OnlineSac, OnlineSacConfig
@@ -83,11 +87,15 @@ class TrainConfig(BaseModel):
         | AugWmConfig
         | ActuatorAugWmConfig
         | RmaConfig
+        | MorelConfig
+        | MabeConfig
+        | ComboConfig
         | OnlineSacConfig
         | BcConfig
         | Td3BcConfig
         | IqlConfig
         | AwacConfig
+        | AwbcConfig
         | CqlConfig
         | EdacConfig
         | BracConfig
@@ -265,12 +273,23 @@ def world_model_errors(model: DynamicsEnsemble, data: Data) -> dict[str, Any]:
     }
 
 
+MODEL_BASED: dict[str, Callable[..., Mopo]] = {
+    "mopo": Mopo,
+    "mbpo": Mopo,
+    "morel": Morel,
+    "mabe": Mabe,
+    "combo": Combo,
+    "augwm": AugWm,
+    "augwm-actuators": ActuatorAugWm,
+    "rma": Rma,
+}
+
+
 def make_algorithm(
     settings: MopoConfig, real: Tensor, model: DynamicsEnsemble, terminated: TerminationRule, seed: int
 ) -> Mopo:
     """The algorithm that the settings are of."""
-    kinds = {"mopo": Mopo, "augwm": AugWm, "augwm-actuators": ActuatorAugWm, "rma": Rma}
-    return kinds[settings.name](settings, real, model, terminated, seed)
+    return MODEL_BASED[settings.name](settings, real, model, terminated, seed)
 
 
 LEARNERS: dict[str, Callable[..., Learner]] = {
@@ -278,6 +297,7 @@ LEARNERS: dict[str, Callable[..., Learner]] = {
     "td3-bc": Td3Bc,
     "iql": Iql,
     "awac": Awac,
+    "awbc": Awbc,
     "cql": Cql,
     "edac": Edac,
     "sac-n": Edac,

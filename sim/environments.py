@@ -185,6 +185,17 @@ class Environment(ABC):
             sensors: `(n, nsensordata)` there; may be left out where the task reads none.
         """
 
+    def states_of(self, observations: np.ndarray) -> np.ndarray:
+        """Return states `(n, nstate)` that observations `(n, obs_dim)` are of, at the origin of what is not seen.
+
+        Raises:
+            UserError: an observation of this task does not tell the state.
+        """
+        raise UserError(
+            f"an observation of the environment '{self.name}' does not tell the simulator's state; choose one of "
+            "gymnasium's."
+        )
+
     @abstractmethod
     def reward(
         self,
@@ -283,6 +294,18 @@ class GymnasiumTask(Environment):
         """Return the observed velocities along the unobserved positions, `(n, unobserved_positions)` in m/s."""
         first = self.obs_dim - self._model.nv
         return observations[:, first : first + self.config.unobserved_positions]
+
+    def states_of(self, observations: np.ndarray) -> np.ndarray:
+        """Return the states `(n, nstate)` that the observations `(n, obs_dim)` are of, at the origin of the plane.
+
+        A velocity that was clipped stays as it was seen.
+        """
+        if self.config.observes_height:
+            observations = np.delete(observations, self._model.nq - self.config.unobserved_positions, axis=1)
+        states = np.zeros((len(observations), mujoco.mj_stateSize(self._model, FULL_PHYSICS)))
+        first = 1 + self.config.unobserved_positions
+        states[:, first : first + observations.shape[1]] = observations
+        return states
 
     def reward(
         self,

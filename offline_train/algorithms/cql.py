@@ -45,10 +45,10 @@ def conservative_loss(sampled: Tensor, log_density: Tensor, values: Tensor) -> T
     Args:
         sampled: values of the drawn actions, `(members, batch, n)`.
         log_density: of each under the distribution that it was drawn from, `(batch, n)`.
-        values: of the log's actions, `(members, batch)`.
+        values: of the log's actions, `(members, rows)`; in COMBO at other observations than those above.
     """
     integral = (sampled - log_density).logsumexp(-1) - math.log(log_density.shape[-1])
-    return (integral - values).mean(1).sum()
+    return (integral.mean(1) - values.mean(1)).sum()
 
 
 class Cql(Sac):
@@ -78,12 +78,15 @@ class Cql(Sac):
 
     def _critic_losses(self, obs: Tensor, next_obs: Tensor, action: Tensor, target: Tensor) -> dict[str, Tensor]:
         values = self.critics(obs, action)
+        penalty = self.penalty_weight * conservative_loss(*self._draw_values(obs, next_obs), values)
+        return {"critic_loss": critic_loss(values, target), "conservative_loss": penalty}
+
+    def _draw_values(self, obs: Tensor, next_obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Values of drawn actions, `(members, batch, 3 samples)`, and their log densities, `(batch, 3 samples)`."""
         drawn, log_density = self._draw_actions(obs, next_obs)
         count = drawn.shape[1]
         repeated = obs[:, None].expand(-1, count, -1)
-        sampled = self.critics(repeated.flatten(0, 1), drawn.flatten(0, 1)).unflatten(1, (-1, count))
-        penalty = self.penalty_weight * conservative_loss(sampled, log_density, values)
-        return {"critic_loss": critic_loss(values, target), "conservative_loss": penalty}
+        return self.critics(repeated.flatten(0, 1), drawn.flatten(0, 1)).unflatten(1, (-1, count)), log_density
 
     @torch.no_grad()
     def _draw_actions(self, obs: Tensor, next_obs: Tensor) -> tuple[Tensor, Tensor]:

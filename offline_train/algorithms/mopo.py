@@ -4,6 +4,9 @@ A policy is trained by SAC on short rollouts of the world model, branched from r
 the model's own uncertainty:
 
     r~(s, a) = r(s, a) - lambda u(s, a).
+
+Without the penalty it is MBPO (Janner et al. 2019, arXiv 1906.08253) on a fixed log, as MOPO's authors compare with:
+`algorithm=mbpo` is this learner with no penalty.
 """
 
 from __future__ import annotations
@@ -11,13 +14,13 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor
 
 from deploy.spec import ContextSpec, RobotDescription
 from offline_train.algorithms.base import mean_figures
 from offline_train.algorithms.sac import Sac, SacConfig, with_context
-from offline_train.models.ensemble import DynamicsEnsemble, TerminationRule
+from offline_train.models.ensemble import DynamicsEnsemble, ModelStep, TerminationRule
 from offline_train.models.penalties import PENALTIES
 from offline_train.models.rollout import UNCHANGED, rollout
 from offline_train.replay import Batch, ModelReplay, draw
@@ -28,7 +31,7 @@ class MopoConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: Literal["mopo"] = "mopo"
+    name: Literal["mopo", "mbpo"] = "mopo"
     updates: int = Field(default=40_000, ge=1, description="gradient steps in all")
     steps_per_epoch: int = Field(default=1_000, ge=1, description="gradient steps between two generations of rollouts")
     batch_size: int = Field(default=256, ge=2, description="transitions a gradient step")
@@ -36,7 +39,7 @@ class MopoConfig(BaseModel):
     horizon: int = Field(default=5, ge=1, description="steps of a model rollout")
     rollout_starts: int = Field(default=10_000, ge=1, description="real states that rollouts branch from, every epoch")
     retain_epochs: int = Field(default=5, ge=1, description="epochs of rollouts kept")
-    penalty: str = Field(default="max_aleatoric", description="uncertainty penalty by name")
+    penalty: str | None = Field(default="max_aleatoric", description="uncertainty penalty by name; None for none")
     penalty_weight: float = Field(default=0.5, ge=0, description="lambda")
     sac: SacConfig = SacConfig()
 
@@ -44,18 +47,30 @@ class MopoConfig(BaseModel):
         """What the policy reads beside the observation, None where that is all."""
         return None
 
+    @model_validator(mode="after")
+    def _penalty_as_named(self) -> MopoConfig:
+        if (self.name, self.penalty is None) in (("mopo", True), ("mbpo", False)):
+            raise ValueError("penalty is null for mbpo and named for mopo; choose the algorithm by its name")
+        return self
+
     @field_validator("penalty")
     @classmethod
-    def _known_penalty(cls, name: str) -> str:
-        if name not in PENALTIES:
-            raise ValueError(f"there is no such penalty; choose one of {', '.join(PENALTIES)}")
+    def _known_penalty(cls, name: str | None) -> str | None:
+        if name is not None and name not in PENALTIES:
+            raise ValueError(f"there is no such penalty; choose one of {', '.join(PENALTIES)}, or null for none")
         return name
+
+
+def penalised(step: ModelStep, weight: float) -> ModelStep:
+    """The reward r - lambda u in the place of r (section 4.2 of the paper); `weight` is lambda."""
+    return step._replace(reward=step.reward - weight * step.penalty)
 
 
 class Mopo:
     """The learner with its model rollouts; one call of `train_epoch` is one generation of rollouts and its updates.
 
-    What AugWM adds goes into the methods with an underscore, which do nothing here.
+    What AugWM adds goes into the methods with an underscore, which do nothing here. MOReL has another `pessimistic`,
+    MABE and COMBO another learner.
 
     Args:
         config: settings.
@@ -79,7 +94,7 @@ class Mopo:
         capacity = config.retain_epochs * config.rollout_starts * config.horizon
         kept = self._kept(Batch.unpack(real, self.obs_dim, self.act_dim), None)
         self.replay = ModelReplay(kept.pack(), capacity, kept.obs.shape[1], self.act_dim, config.real_fraction)
-        self.sac = Sac(*self._input_scale(), self.act_dim, config.sac, self.generator).to(real.device)
+        self.sac = self._make_learner().to(real.device)
         self.updates = 0
 
     @property
@@ -102,6 +117,10 @@ class Mopo:
         """Whether the budget of updates is spent."""
         return self.updates >= self.config.updates
 
+    def pessimistic(self, step: ModelStep) -> ModelStep:
+        """What the learner is told of a step of the model."""
+        return penalised(step, self.config.penalty_weight)
+
     def start_from(self, state: dict[str, Tensor]) -> None:
         """Go on from MOPO's networks; a context, which these do not read, begins without effect.
 
@@ -109,7 +128,11 @@ class Mopo:
             state: of MOPO's learner, with hidden layers of the same widths.
         """
         scale = {"obs_mean": self.sac.obs_mean, "obs_std": self.sac.obs_std}
-        self.sac.load_state_dict(with_context(state, self.obs_dim, self.context_dim) | scale)
+        own = self.sac.state_dict()
+        self.sac.load_state_dict(own | with_context(state, self.obs_dim, self.context_dim) | scale)
+
+    def _make_learner(self) -> Sac:
+        return Sac(*self._input_scale(), self.act_dim, self.config.sac, self.generator)
 
     def _input_scale(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of what the policy reads."""
@@ -143,7 +166,7 @@ class Mopo:
             self.generator,
             horizon=config.horizon,
             penalty=config.penalty,
-            penalty_weight=config.penalty_weight,
+            pessimism=self.pessimistic,
             terminated=self.terminated,
             context=self._rollout_context(config.rollout_starts),
             change=self.change,

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from offline_train.algorithms.base import Learner, bellman_target, move_towards
-from offline_train.networks import LOG_STD_RANGE, Actor, Critics
+from offline_train.networks import LOG_STD_RANGE, ActionSample, Actor, Critics
 from offline_train.replay import Batch
 
 
@@ -120,7 +120,7 @@ class Sac(Learner):
 
     The average is what acts deterministically and what is exported: the actor itself swings from one update to the
     next, the average of its weights does not (Polyak and Juditsky 1992; results/README.md has what it gives here).
-    What EDAC and CQL add goes into the methods with an underscore.
+    What EDAC, CQL, MABE and COMBO add goes into the methods with an underscore.
 
     Args:
         obs_mean: `(input_dim,)`, subtracted from every observation. `input_dim` counts context dimensions too.
@@ -208,7 +208,7 @@ class Sac(Learner):
         losses = self._critic_losses(obs, next_obs, batch.action, target)
         torch.stack([*losses.values()]).sum().backward()
 
-        proposal = self.actor.sample(obs, self.generator)
+        proposal = self._propose(obs)
         self.critics.requires_grad_(False)
         values = self.critics(obs, proposal.action)
         self.critics.requires_grad_(True)
@@ -228,10 +228,14 @@ class Sac(Learner):
             "entropy": -proposal.log_prob.detach().mean(),
         }
 
+    def _propose(self, obs: Tensor) -> ActionSample:
+        """Actions for standardised observations, and what stands for log pi in the losses: here itself."""
+        return self.actor.sample(obs, self.generator)
+
     @torch.no_grad()
     def _target(self, batch: Batch, next_obs: Tensor, alpha: Tensor) -> Tensor:
         """What the critics learn, `(batch,)`; `next_obs` is standardised."""
-        following = self.actor.sample(next_obs, self.generator)
+        following = self._propose(next_obs)
         next_values = self.target_critics(next_obs, following.action)
         return critic_target(batch.reward, batch.terminal, next_values, following.log_prob, alpha, self.config.discount)
 

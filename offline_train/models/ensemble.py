@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from offline_train.models.penalties import PENALTIES
+from offline_train.models.penalties import Prediction, measure
 from offline_train.networks import EnsembleLinear
 
 TerminationRule = Callable[[Tensor], Tensor]
@@ -90,18 +90,37 @@ class DynamicsEnsemble(nn.Module):
         """Standardised network input `(batch, in_dim)`, clipped at ten standard deviations."""
         return ((torch.cat([obs, action], dim=-1) - self.input_mean) / self.input_std).clamp(-10.0, 10.0)
 
-    def predict(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(self, obs: Tensor, action: Tensor, chosen: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Every member's mean and standard deviation of (next state - state, reward), in the data's units.
 
         Args:
             obs: `(batch, obs_dim)`.
             action: `(batch, act_dim)`.
+            chosen: the members to ask; None asks all of them.
 
         Returns:
             Two tensors `(members, batch, obs_dim + 1)`.
         """
-        mean, log_variance = self(self.normalise(obs, action).expand(self.members, -1, -1))
+        members = self.members if chosen is None else len(chosen)
+        mean, log_variance = self(self.normalise(obs, action).expand(members, -1, -1), chosen)
         return mean * self.target_std + self.target_mean, (0.5 * log_variance).exp() * self.target_std
+
+    def draw(self, obs: Tensor, action: Tensor, generator: torch.Generator, *, every_member: bool = True) -> Prediction:
+        """Draw (next state - state, reward) of every row from one elite, chosen anew for each row.
+
+        Args:
+            obs: `(batch, obs_dim)`.
+            action: `(batch, act_dim)`.
+            generator: draws the elite and the noise.
+            every_member: whether the prediction holds all members, or the elites alone, which is faster.
+        """
+        elites, device = self.elite_index, obs.device
+        mean, std = self.predict(obs, action, None if every_member else elites)
+        drawable = elites if every_member else torch.arange(len(elites), device=device)
+        member = drawable[torch.randint(len(elites), (len(obs),), generator=generator, device=device)]
+        row = torch.arange(len(obs), device=device)
+        noise = torch.randn(mean.shape[1:], generator=generator, device=device)
+        return Prediction(mean, std, member, mean[member, row] + std[member, row] * noise)
 
     def step(
         self,
@@ -109,7 +128,7 @@ class DynamicsEnsemble(nn.Module):
         action: Tensor,
         generator: torch.Generator,
         *,
-        penalty: str,
+        penalty: str | None,
         terminated: TerminationRule,
     ) -> ModelStep:
         """Draw the next state and reward of every row from one elite, chosen anew for each row.
@@ -118,17 +137,12 @@ class DynamicsEnsemble(nn.Module):
             obs: `(batch, obs_dim)`.
             action: `(batch, act_dim)`.
             generator: draws the elite and the noise.
-            penalty: a name in `PENALTIES`.
+            penalty: a name in `PENALTIES`; None takes none, and asks the elites alone.
             terminated: the environment's rule on next observations.
         """
-        mean, std = self.predict(obs, action)
-        device = obs.device
-        member = self.elite_index[torch.randint(len(self.elite_index), (len(obs),), generator=generator, device=device)]
-        row = torch.arange(len(obs), device=device)
-        noise = torch.randn(mean.shape[1:], generator=generator, device=device)
-        sample = mean[member, row] + std[member, row] * noise
-        next_obs = obs + sample[:, :-1]
-        return ModelStep(next_obs, sample[:, -1], terminated(next_obs).float(), PENALTIES[penalty](mean, std))
+        prediction = self.draw(obs, action, generator, every_member=penalty is not None)
+        next_obs, reward = obs + prediction.drawn[:, :-1], prediction.drawn[:, -1]
+        return ModelStep(next_obs, reward, terminated(next_obs).float(), measure(penalty, prediction, generator))
 
     def mean_change(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """The elites' mean change of state and the standard deviation of their mixture, each `(batch, obs_dim)`.

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from offline_train.models.ensemble import DynamicsEnsemble, TerminationRule
+from offline_train.models.ensemble import DynamicsEnsemble, ModelStep, TerminationRule
 from offline_train.replay import Batch
 
 # Rows evaluated together: about a thousand keep an ensemble's activations in a core's cache.
@@ -44,8 +44,8 @@ def rollout(
     generator: torch.Generator,
     *,
     horizon: int,
-    penalty: str,
-    penalty_weight: float,
+    penalty: str | None,
+    pessimism: Callable[[ModelStep], ModelStep],
     terminated: TerminationRule,
     context: Tensor | None = None,
     change: Change = UNCHANGED,
@@ -58,14 +58,14 @@ def rollout(
         policy: chooses the actions.
         generator: draws elites and noise.
         horizon: steps of each rollout.
-        penalty: name of the uncertainty penalty.
-        penalty_weight: lambda in `reward - lambda * penalty`.
+        penalty: name of the uncertainty penalty; None where none is looked at.
+        pessimism: makes what the model says worse where it is uncertain, in reward or by an end.
         terminated: the environment's rule; a rollout that terminates goes no further.
         context: of each rollout, `(rows, context_dim)`; None where the world is the original one.
         change: what the context does, so that the rollout visits what such dynamics lead to.
 
     Yields:
-        The transitions of one step of one chunk, with the penalised reward and the model's own next state, and their
+        The transitions of one step of one chunk, with the pessimistic reward and the model's own next state, and their
         contexts.
     """
     contexts = [None] * -(-len(start) // CHUNK) if context is None else context.split(CHUNK)
@@ -73,9 +73,8 @@ def rollout(
         for _ in range(horizon):
             action = policy(obs, z)
             sent = action if z is None or change.command is None else change.command(action, z)
-            step = model.step(obs, sent, generator, penalty=penalty, terminated=terminated)
-            reward = step.reward - penalty_weight * step.penalty
-            yield Batch(obs, action, reward, step.next_obs, step.terminal), z
+            step = pessimism(model.step(obs, sent, generator, penalty=penalty, terminated=terminated))
+            yield Batch(obs, action, step.reward, step.next_obs, step.terminal), z
             alive, visited = step.terminal == 0, step.next_obs
             if z is not None and change.motion is not None:
                 visited = change.motion(obs, step.next_obs, z)

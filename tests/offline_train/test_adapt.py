@@ -236,8 +236,9 @@ class ThreeWorlds:
     elite_index, target_std = torch.tensor([2, 0]), torch.ones(3)
 
     def predict(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        reward = torch.arange(3.0)[:, None] + obs.sum(-1)
-        mean = torch.cat([torch.zeros(3, len(obs), 2), reward[..., None]], -1)
+        world = torch.arange(3.0)[:, None].expand(-1, len(obs))
+        # Robots of world i drift by i to the one side and as far to the other, which leaves the reward as it is.
+        mean = torch.stack([world, -world, world + obs.sum(-1)], -1)
         return mean, torch.zeros_like(mean)
 
 
@@ -252,10 +253,10 @@ def test_imagined_rewards_are_those_of_each_world() -> None:
     expected = np.array([[2.4, 1.8], [0.4, -0.2]])
     found = rolled(never)
     np.testing.assert_allclose(found.reward, expected, rtol=1e-5)
-    # Rewards 0, 1 and 2 have the variance 2/3, the other two dimensions none: u = sqrt(2/3) / 3 = 0.27217.
-    np.testing.assert_allclose(found.penalised, expected - 0.5 * 0.27217, atol=1e-4)
-    # Their sample standard deviation is 1.
-    np.testing.assert_allclose(found.disagreement, np.full((2, 2), 1 / 3), rtol=1e-5)
+    # Drifts of 0, 1 and 2 have the variance 2/3 in both dimensions of the state: u = sqrt(2/3) = 0.81650.
+    np.testing.assert_allclose(found.penalised, expected - 0.5 * 0.81650, atol=1e-4)
+    # The sample standard deviation of drifts and rewards is 1.
+    np.testing.assert_allclose(found.disagreement, np.ones((2, 2)), rtol=1e-5)
     # A robot that falls at once earns what its first step does: a fifth of the mean over five steps.
     fallen = rolled(lambda obs: torch.ones(len(obs), dtype=torch.bool))
     np.testing.assert_allclose(fallen.reward, expected / 5, rtol=1e-5)

@@ -8,7 +8,7 @@ from torch import Tensor
 from toy import NOISE, Toy, toy_batch, toy_step
 
 from offline_train.models.ensemble import DynamicsEnsemble
-from offline_train.models.penalties import PENALTIES
+from offline_train.models.penalties import PENALTIES, Prediction, measure
 from sim.terminations import never
 
 
@@ -73,19 +73,54 @@ def test_mean_change_is_the_elites_mixture() -> None:
     torch.testing.assert_close(spread, (std.square().mean(0) + mean.var(0, unbiased=False)).sqrt())
 
 
-@pytest.mark.parametrize("penalty", PENALTIES)
-def test_a_step_draws_from_the_elites(penalty: str) -> None:
+def test_a_step_draws_from_the_elites() -> None:
     model = untrained()
     model.elite_index.copy_(torch.tensor([1, 1, 1]))
     obs, action = (v[:1].expand(20_000, -1) for v in some_rows())
     mean, std = model.predict(obs[:1], action[:1])
-    step = model.step(obs, action, torch.Generator().manual_seed(0), penalty=penalty, terminated=never)
+    step = model.step(obs, action, torch.Generator().manual_seed(0), penalty="max_aleatoric", terminated=never)
     drawn = torch.cat([step.next_obs - obs, step.reward[:, None]], -1)
     # 20,000 draws: standard error std / 141; five of them.
     assert ((drawn.mean(0) - mean[1, 0]).abs() < 5 * std[1, 0] / 141).all()
     torch.testing.assert_close(drawn.std(0), std[1, 0], rtol=0.03, atol=0)
-    torch.testing.assert_close(step.penalty, PENALTIES[penalty](mean, std).expand(20_000))
     assert (step.terminal == 0).all()
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_a_step_has_the_penalty_of_all_members_and_of_what_was_drawn(penalty: str) -> None:
+    model = untrained()
+    model.elite_index.copy_(torch.tensor([2, 0, 3]))
+    obs, action = some_rows(50)
+    step = model.step(obs, action, torch.Generator().manual_seed(5), penalty=penalty, terminated=never)
+    # The same draws once more: first the elite of each row, then its noise, and after them what a penalty samples.
+    generator = torch.Generator().manual_seed(5)
+    member = model.elite_index[torch.randint(3, (50,), generator=generator)]
+    mean, std = model.predict(obs, action)
+    noise = torch.randn(50, 3, generator=generator)
+    drawn = mean[member, torch.arange(50)] + std[member, torch.arange(50)] * noise
+    torch.testing.assert_close(step.next_obs, obs + drawn[:, :2])
+    torch.testing.assert_close(step.reward, drawn[:, 2])
+    torch.testing.assert_close(step.penalty, measure(penalty, Prediction(mean, std, member, drawn), generator))
+
+
+def test_without_a_penalty_a_step_is_the_same_and_the_elites_alone_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = untrained()
+    model.elite_index.copy_(torch.tensor([2, 0, 3]))
+    obs, action = some_rows(50)
+    with_one = model.step(obs, action, torch.Generator().manual_seed(5), penalty="loo_kl", terminated=never)
+    asked: list[int] = []
+    forward = DynamicsEnsemble.forward
+
+    def counted(self: DynamicsEnsemble, inputs: Tensor, chosen: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        asked.append(len(inputs))
+        return forward(self, inputs, chosen)
+
+    monkeypatch.setattr(DynamicsEnsemble, "forward", counted)
+    without = model.step(obs, action, torch.Generator().manual_seed(5), penalty=None, terminated=never)
+    assert asked == [3]
+    torch.testing.assert_close(without.next_obs, with_one.next_obs)
+    torch.testing.assert_close(without.reward, with_one.reward)
+    assert (without.penalty == 0).all() and (with_one.penalty > 0).all()
 
 
 def test_terminal_is_the_rule_on_the_next_observation() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 from collections.abc import Iterator
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from toy import PUSH, Toy
 
+from offline_train.algorithms.mopo import penalised
 from offline_train.models import rollout as rollout_module
 from offline_train.models.ensemble import DynamicsEnsemble, TerminationRule
 from offline_train.models.rollout import HORIZONS, Change, horizon_error, rollout
@@ -40,7 +42,7 @@ def roll(
         torch.Generator().manual_seed(seed),
         horizon=horizon,
         penalty="max_aleatoric",
-        penalty_weight=weight,
+        pessimism=functools.partial(penalised, weight=weight),
         terminated=rule,
         context=scaling,
         change=Change(motion=torch.lerp),
@@ -149,7 +151,7 @@ def test_each_row_keeps_its_own_scaling_where_others_end_and_across_chunks(
             generator,
             horizon=2,
             penalty="max_aleatoric",
-            penalty_weight=0.0,
+            pessimism=functools.partial(penalised, weight=0.0),
             terminated=outside,
             context=z,
             change=Change(motion=torch.lerp),

@@ -90,10 +90,14 @@ def refusal(done: Any) -> str:
     return done.err
 
 
-@pytest.mark.parametrize("algorithm", ["mopo", "augwm"])
+PRIOR = ("algorithm.prior.updates=10", "algorithm.prior.steps_per_epoch=10", "algorithm.prior.hidden=[8]")
+
+
+@pytest.mark.parametrize("algorithm", ["mopo", "augwm", "morel", "mabe"])
 def test_train_export_and_load(command_line: CommandLine, train: Train, tmp_path: Path, algorithm: str) -> None:
     folder = tmp_path / "run"
-    done = train("run", f"algorithm={algorithm}", "seed=3", "evaluation_episodes=1")
+    more = PRIOR if algorithm == "mabe" else ()
+    done = train("run", f"algorithm={algorithm}", "seed=3", "evaluation_episodes=1", *more)
     assert done.code == 0, done
     assert f"surefoot export run={folder}" in done.out
 
@@ -123,7 +127,7 @@ def test_train_export_and_load(command_line: CommandLine, train: Train, tmp_path
     assert bundle.manifest.provenance.algorithm == algorithm
     assert bundle.manifest.provenance.dataset_sha256 == record["dataset"]["sha256"]
     obs = np.random.default_rng(1).standard_normal((5, OBS_DIM))
-    if algorithm == "mopo":
+    if algorithm != "augwm":
         assert bundle.manifest.context is None
         action = bundle.act(obs)
     else:
