@@ -48,7 +48,7 @@ def walked(environment: Environment, steps: int, robots: int = 6) -> tuple[np.nd
     return before, actions.reshape(-1, environment.act_dim), after
 
 
-@pytest.mark.parametrize("name", ["halfcheetah", "hopper", "walker2d", "ant"])
+@pytest.mark.parametrize("name", ["halfcheetah", "halfcheetah-jump", "hopper", "walker2d", "ant"])
 def test_simulator_takes_a_state_from_its_observation_and_goes_on_as_it_did(name: str) -> None:
     environment = make_environment(name)
     obs, action, after = walked(environment, 5)
