@@ -23,6 +23,7 @@ from adapters.progress import progress_bar
 from deploy.bundle import RobotDescription
 from offline_train.algorithms.augwm import AugWm, AugWmConfig
 from offline_train.algorithms.augwm_actuators import ActuatorAugWm, ActuatorAugWmConfig
+from offline_train.algorithms.augwm_mabe import MabeAugWm, MabeAugWmConfig
 from offline_train.algorithms.awac import Awac, AwacConfig
 from offline_train.algorithms.awbc import Awbc, AwbcConfig
 from offline_train.algorithms.base import Algorithm, Learner, Settings
@@ -89,6 +90,7 @@ class TrainConfig(BaseModel):
         | RmaConfig
         | MorelConfig
         | MabeConfig
+        | MabeAugWmConfig
         | ComboConfig
         | OnlineSacConfig
         | BcConfig
@@ -281,6 +283,7 @@ MODEL_BASED: dict[str, Callable[..., Mopo]] = {
     "combo": Combo,
     "augwm": AugWm,
     "augwm-actuators": ActuatorAugWm,
+    "augwm-mabe": MabeAugWm,
     "rma": Rma,
 }
 
@@ -487,7 +490,8 @@ def run_offline(config: TrainConfig, settings: MopoConfig | ModelFreeConfig | No
     data = Data(dataset, robot, config.ensemble.holdout_fraction, config.device)
     start = None
     if isinstance(settings, MopoConfig):
-        start = earlier_policy(config, ("mopo",), settings.sac, environment.name)
+        kin = ("mopo", "mabe") if isinstance(settings, MabeConfig) else ("mopo",)
+        start = earlier_policy(config, kin, settings.sac, environment.name)
     prepare_folder(config)
     described = {"sha256": dataset.metadata.sha256, "env": environment.name, "rows": len(dataset)}
     write_json(folder / "run.json", run_record(config, described))

@@ -77,6 +77,7 @@ class MabeSac(Sac):
         config: settings of SAC.
         generator: draws initial weights and every action.
         prior: reads observations standardised as here.
+        prior_dim: how much of the policy's input the prior reads, from its beginning: no context.
         target_divergence: delta.
     """
 
@@ -89,16 +90,17 @@ class MabeSac(Sac):
         generator: torch.Generator,
         *,
         prior: Actor,
+        prior_dim: int,
         target_divergence: float,
     ) -> None:
         config = config.model_copy(update={"target_entropy": -target_divergence})
         super().__init__(obs_mean, obs_std, act_dim, config, generator)
-        self.prior = copy.deepcopy(prior).requires_grad_(False)
+        self.prior, self.prior_dim = copy.deepcopy(prior).requires_grad_(False), prior_dim
 
     def _propose(self, obs: Tensor) -> ActionSample:
         mean, log_std = self.actor.distribution(obs)
         action = squash(mean, log_std, self.noise_like(mean)).action
-        return ActionSample(action, gaussian_kl(mean, log_std, *self.prior.distribution(obs)))
+        return ActionSample(action, gaussian_kl(mean, log_std, *self.prior.distribution(obs[:, : self.prior_dim])))
 
     def update(self, batch: Batch, step: int = 0) -> dict[str, Tensor]:
         """One gradient step as in SAC; the figures call beta and the divergence by their names."""
@@ -117,16 +119,23 @@ class Mabe(Mopo):
     sac: MabeSac
 
     def _make_learner(self) -> MabeSac:
-        config, scale = self.config, self._input_scale()
+        config, scale = self.config, super()._input_scale()
         self.prior = Awbc(*scale, self.act_dim, config.prior, self.generator).to(scale[0].device)
         return MabeSac(
-            *scale,
+            *self._input_scale(),
             self.act_dim,
             config.sac,
             self.generator,
             prior=self.prior.actor,
+            prior_dim=self.obs_dim,
             target_divergence=config.target_divergence,
         )
+
+    def start_from(self, state: dict[str, Tensor]) -> None:
+        """Go on from MOPO's networks, or from MABE's with the prior, whose updates then count as done."""
+        super().start_from(state)
+        if any(name.startswith("prior.") for name in state):
+            self.updates = self.config.prior.updates
 
     def train_epoch(self) -> dict[str, float]:
         """Learn the prior; once that is done, generate rollouts and update."""
@@ -141,7 +150,9 @@ class Mabe(Mopo):
 
     def _learn_prior(self, step: int) -> dict[str, Tensor]:
         rows = draw(self.replay.real, len(self.replay.real), self.config.prior.batch_size, self.generator)
-        return self.prior.update(Batch.unpack(rows, self.obs_dim, self.act_dim), step)
+        batch = Batch.unpack(rows, self.obs_dim + self.context_dim, self.act_dim)
+        obs, next_obs = (values[:, : self.obs_dim] for values in (batch.obs, batch.next_obs))
+        return self.prior.update(batch._replace(obs=obs, next_obs=next_obs), step)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs to go on bit-equal."""

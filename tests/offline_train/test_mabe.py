@@ -9,6 +9,7 @@ import pytest
 import torch
 from toy import Toy, toy_batch
 
+from offline_train.algorithms.augwm_mabe import MabeAugWm, MabeAugWmConfig
 from offline_train.algorithms.awbc import AwbcConfig
 from offline_train.algorithms.mabe import Mabe, MabeConfig, MabeSac, gaussian_kl
 from offline_train.algorithms.sac import SacConfig
@@ -22,11 +23,18 @@ def make(target_divergence: float = 2.0, **sac: Any) -> MabeSac:
     prior = Actor(2, 2, [16, 16], generator)
     settings = SacConfig(**{"hidden": [16, 16]} | sac)
     return MabeSac(
-        torch.zeros(2), torch.ones(2), 2, settings, generator, prior=prior, target_divergence=target_divergence
+        torch.zeros(2),
+        torch.ones(2),
+        2,
+        settings,
+        generator,
+        prior=prior,
+        prior_dim=2,
+        target_divergence=target_divergence,
     )
 
 
-def make_algorithm(toy: Toy, **settings: Any) -> Mabe:
+def make_algorithm(toy: Toy, of: type[Mabe] = Mabe, config: type[MabeConfig] = MabeConfig, **settings: Any) -> Mabe:
     small: dict[str, Any] = {
         "updates": 40,
         "steps_per_epoch": 10,
@@ -34,7 +42,7 @@ def make_algorithm(toy: Toy, **settings: Any) -> Mabe:
         "prior": AwbcConfig(updates=25, steps_per_epoch=10, hidden=[16, 16]),
         "sac": SacConfig(hidden=[16, 16]),
     }
-    return Mabe(MabeConfig(**small | settings), toy.packed, toy.model, never, 0)
+    return of(config(**small | settings), toy.packed, toy.model, never, 0)
 
 
 def test_gaussian_kl() -> None:
@@ -100,6 +108,30 @@ def test_prior_is_learned_first_and_then_stays(toy: Toy) -> None:
     assert "divergence" in algorithm.train_epoch()
     assert algorithm.updates == 35 and algorithm.replay.size > 0
     assert state_equal(algorithm.sac.prior.state_dict(), learned)
+
+
+def test_a_policy_goes_on_from_mabe_with_its_prior_and_a_context_of_no_effect(toy: Toy) -> None:
+    earlier = make_algorithm(toy)
+    while not earlier.finished:
+        earlier.train_epoch()
+    algorithm = make_algorithm(toy, MabeAugWm, MabeAugWmConfig)
+    algorithm.start_from(earlier.policy.state_dict())
+    assert algorithm.updates == 25  # the prior's are done
+    assert state_equal(algorithm.sac.prior.state_dict(), earlier.sac.prior.state_dict())
+    obs = toy_batch(20, seed=3).obs
+    torch.testing.assert_close(algorithm.act(obs, torch.rand(20, 2)), earlier.act(obs))
+
+
+def test_the_prior_reads_no_context(toy: Toy) -> None:
+    algorithm = make_algorithm(toy, MabeAugWm, MabeAugWmConfig)
+    while not algorithm.finished:
+        algorithm.train_epoch()
+    learner, obs = algorithm.sac, toy_batch(20, seed=3).obs
+    gains = torch.tensor([[0.0, 1.0]]).expand(20, 2)
+    told = learner.normalise(torch.cat([obs, gains], -1))
+    prior = learner.prior.distribution(algorithm.prior.normalise(obs))
+    expected = gaussian_kl(*learner.actor.distribution(told), *prior)
+    torch.testing.assert_close(learner._propose(told).log_prob, expected)
 
 
 def test_a_prior_that_leaves_no_update_to_the_policy_is_refused() -> None:
