@@ -16,7 +16,8 @@ RL"), which puts robust statistics in the place of mean and maximum: with the me
 
 with a share of 0.3. That is a way of 0.3 from the median to the 99th percentile: the MAD itself cancels. That code
 takes the rows that the model was not fitted to; here a sample of those that it was fitted to, where the members agree a
-little more, so the threshold is a little lower.
+little more, so the threshold is a little lower. A share of 0.3 is pessimistic: a fifth of the shipped log is unknown by
+it, and at a share of 1 by definition a hundredth.
 
 The paper improves the policy by natural gradients on rollouts of whole episodes; here, as in that code, SAC learns
 on short rollouts from states of the log.
