@@ -228,7 +228,7 @@ class Run:
         self.policy: Learner
         if isinstance(settings, OnlineSacConfig):
             environment = make_environment(self.record["dataset"]["env"])
-            self.policy = new_sac(settings, environment, torch.Generator())
+            self.policy = new_sac(settings.sac, robot.obs_dim, robot.act_dim, torch.Generator())
             self.obs, self.action = random_motion(environment)
         else:
             assert isinstance(settings, (MopoConfig, ModelFreeConfig)), "a run with a policy has an algorithm"

@@ -45,6 +45,7 @@ from offline_train.models.rollout import HORIZONS, horizon_error
 from offline_train.replay import Batch
 from sim.environments import Environment, make_environment
 from sim.mujoco_plant import find_world, load_robot, name_world
+from sim.online_robots import PlantRobots
 from sim.perturb import NOMINAL, Perturbation
 from sim.terminations import TERMINATIONS
 from sim.worlds import steady_world
@@ -409,7 +410,8 @@ def run_online(config: TrainConfig, settings: OnlineSacConfig) -> None:
     start = earlier_policy(config, (settings.name,), settings.sac, environment.name)
     prepare_folder(config)
     write_json(config.output / "run.json", run_record(config, {"sha256": "", "env": environment.name, "rows": 0}))
-    algorithm = OnlineSac(settings, environment, config.seed, config.device, world, start)
+    robots = PlantRobots(environment, settings.robots, config.seed, world)
+    algorithm = OnlineSac(settings, robots, config.seed, config.device, start)
     train_policy(config, settings, algorithm, environment, world=world)
 
 
