@@ -32,6 +32,7 @@ from offline_train.algorithms.edac import Edac, EdacConfig
 from offline_train.algorithms.iql import Iql, IqlConfig
 from offline_train.algorithms.model_free import ModelFree, ModelFreeConfig
 from offline_train.algorithms.mopo import Mopo, MopoConfig
+from offline_train.algorithms.nppac import Nppac, NppacConfig
 from offline_train.algorithms.rma import Rma, RmaConfig
 from offline_train.algorithms.sac import SacConfig
 from offline_train.algorithms.sac_online import OnlineSac, OnlineSacConfig
@@ -42,6 +43,9 @@ from offline_train.metrics import MetricsLog
 from offline_train.models.ensemble import DynamicsEnsemble, TerminationRule
 from offline_train.models.fit import EnsembleConfig, EnsembleTrainer, fit_data, holdout_error, set_normalisers
 from offline_train.models.rollout import HORIZONS, horizon_error
+from offline_train.priors.base import Prior
+from offline_train.priors.fit import AnyPriorConfig, fit_prior, load_prior, save_prior
+from offline_train.priors.sparse_gp import SparseGpConfig
 from offline_train.replay import Batch
 from sim.environments import Environment, make_environment
 from sim.mujoco_plant import find_world, load_robot, name_world
@@ -92,11 +96,13 @@ class TrainConfig(BaseModel):
         | CqlConfig
         | EdacConfig
         | BracConfig
+        | NppacConfig
         | NoAlgorithm,
         Field(discriminator="name"),
     ]
     dataset: DatasetConfig
     robot: RobotDescription | None = None
+    prior: AnyPriorConfig | None = None
     suite: str | None = None
     world: str | None = None
     perturbation: dict[str, Any] | None = None
@@ -134,15 +140,20 @@ class Data:
 
     def packed(self, part: TransitionDataset) -> Tensor:
         """Packed rows of one part, with actions in [-1, 1]."""
-        rows = torch.from_numpy(part.packed()).to(self.device)
-        low, high = (torch.tensor(v, dtype=torch.float32) for v in (self.robot.action.low, self.robot.action.high))
-        columns = slice(part.obs_dim, part.obs_dim + part.act_dim)
-        rows[:, columns] = (2.0 * (rows[:, columns] - low) / (high - low) - 1.0).clamp(-1.0, 1.0)
-        return rows
+        return packed(part, self.robot).to(self.device)
 
     def batch(self, part: TransitionDataset) -> Batch:
         """One part as a batch."""
         return Batch.unpack(self.packed(part), part.obs_dim, part.act_dim)
+
+
+def packed(dataset: TransitionDataset, robot: RobotDescription) -> Tensor:
+    """Packed rows of a data set, with actions in [-1, 1] of the robot's command range."""
+    rows = torch.from_numpy(dataset.packed())
+    low, high = (torch.tensor(v, dtype=torch.float32) for v in (robot.action.low, robot.action.high))
+    columns = slice(dataset.obs_dim, dataset.obs_dim + dataset.act_dim)
+    rows[:, columns] = (2.0 * (rows[:, columns] - low) / (high - low) - 1.0).clamp(-1.0, 1.0)
+    return rows
 
 
 def check_fit(source: str, obs_dim: int, act_dim: int, control_dt: float, robot: RobotDescription) -> None:
@@ -361,6 +372,8 @@ def run(config: TrainConfig) -> Path:
     check_source(config)
     if isinstance(config.algorithm, OnlineSacConfig):
         run_online(config, config.algorithm)
+    elif isinstance(config.algorithm, NppacConfig):
+        run_with_demonstrations(config, config.algorithm)
     else:
         run_offline(config, config.algorithm)
     return config.output
@@ -388,7 +401,11 @@ def check_source(config: TrainConfig) -> None:
         )
     if name == "none" and config.start_from is not None:
         raise UserError("algorithm=none trains no policy that could start from an earlier one; leave start_from out.")
-    if isinstance(config.algorithm, ModelFreeConfig) and config.start_from is not None:
+    if isinstance(config.algorithm, NppacConfig) and config.world_model is not None:
+        raise UserError(f"algorithm={name} learns in the simulator itself; leave world_model out.")
+    if config.prior is not None and not isinstance(config.algorithm, NppacConfig):
+        raise UserError(f"algorithm={name} is held to no prior of demonstrations; leave prior out.")
+    if isinstance(config.algorithm, (ModelFreeConfig, NppacConfig)) and config.start_from is not None:
         raise UserError(f"algorithm={name} starts from no earlier policy; leave start_from out.")
 
 
@@ -413,6 +430,48 @@ def run_online(config: TrainConfig, settings: OnlineSacConfig) -> None:
     robots = PlantRobots(environment, settings.robots, config.seed, world)
     algorithm = OnlineSac(settings, robots, config.seed, config.device, start)
     train_policy(config, settings, algorithm, environment, world=world)
+
+
+def run_with_demonstrations(config: TrainConfig, settings: NppacConfig) -> None:
+    """Fit a prior to the demonstrations, and train in the simulator that they are from."""
+    source, folder = config.dataset, config.output
+    dataset = load_dataset(source.path or "", env=source.env, control_dt=source.control_dt)
+    environment = make_environment(dataset.metadata.env)
+    config, robot = with_robot(config.model_copy(update={"prior": config.prior or SparseGpConfig()}), environment)
+    check_fit("the data set", dataset.obs_dim, dataset.act_dim, dataset.metadata.control_dt, robot)
+    prepare_folder(config)
+    described = {"sha256": dataset.metadata.sha256, "env": environment.name, "rows": len(dataset)}
+    write_json(folder / "run.json", run_record(config, described))
+    demonstrations = Batch.unpack(packed(dataset, robot), dataset.obs_dim, dataset.act_dim)
+    prior = train_prior(config, demonstrations)
+    robots = PlantRobots(environment, settings.robots, config.seed)
+    algorithm = Nppac(settings, robots, prior, demonstrations, config.seed, config.device)
+    pretrain(config, algorithm)
+    train_policy(config, settings, algorithm, environment)
+
+
+def train_prior(config: TrainConfig, demonstrations: Batch) -> Prior:
+    """Fit the prior, or take up the one that the run's folder has."""
+    path = config.output / "prior.safetensors"
+    settings = config.prior
+    assert settings is not None, "a run with demonstrations has a prior"
+    if config.resume and path.is_file():
+        return load_prior(path)[1]
+    with progress_bar(f"prior, {settings.name}", settings.steps, "steps") as move:
+        prior = fit_prior(settings, demonstrations.obs, demonstrations.action, config.seed, move)
+    save_prior(path, settings, prior)
+    return prior
+
+
+def pretrain(config: TrainConfig, algorithm: Nppac) -> None:
+    """Fit the policy to the prior, or take up the one that the run's folder has."""
+    path = config.output / "pretrained.safetensors"
+    if config.resume and path.is_file():
+        algorithm.load_pretrained(load_checkpoint(path))
+        return
+    with progress_bar("policy to prior", algorithm.pretrain_steps, "steps") as move:
+        algorithm.pretrain(move)
+    save_checkpoint(path, algorithm.pretrained())
 
 
 def training_world(config: TrainConfig, settings: OnlineSacConfig, environment: Environment) -> Perturbation:
