@@ -19,14 +19,14 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from offline_train.algorithms.base import Learner, move_towards
-from offline_train.algorithms.online import Online, OnlineConfig
+from offline_train.algorithms.demonstrated import Demonstrated, DemonstratedConfig
 from offline_train.algorithms.sac import actor_loss, critic_loss, critic_target
 from offline_train.networks import LOG_STD_RANGE, ActionSample, Actor, Critics
 from offline_train.priors.base import Prior, Report, log_density
@@ -34,7 +34,7 @@ from offline_train.replay import Batch
 from sim.online_robots import OnlineRobots
 
 
-class NppacConfig(OnlineConfig):
+class NppacConfig(DemonstratedConfig):
     """Settings of N-PPAC; the defaults are those of the authors' code for HalfCheetah, but for the number of updates."""
 
     name: Literal["nppac", "brac-online"] = "nppac"
@@ -54,9 +54,7 @@ class NppacConfig(OnlineConfig):
     learning_rate: float = Field(default=3e-4, gt=0, description="Adam's step size")
     discount: float = Field(default=0.99, ge=0, lt=1, description="gamma, the weight of the next step's value")
     target_rate: float = Field(default=5e-3, gt=0, le=1, description="tau, how far targets move at every update")
-    pretrain_epochs: int = Field(default=400, ge=0, description="passes over the demonstrations' states before all")
-    pretrain_batch: int = Field(default=64, ge=1, description="states a gradient step of these")
-    fill_replay: bool = Field(default=False, description="whether the replay starts with the demonstrations")
+    pretrain_epochs: int = Field(default=400, ge=0, description="passes over the demonstrations before all else")
 
     @model_validator(mode="after")
     def _known_divergence(self) -> NppacConfig:
@@ -189,7 +187,7 @@ class PriorActorCritic(Learner):
         return drawn.action, sampled_divergence(drawn.log_prob, drawn.action, prior)
 
 
-class Nppac(Online):
+class Nppac(Demonstrated):
     """The learner with its robots and its prior.
 
     Args:
@@ -213,55 +211,17 @@ class Nppac(Online):
         seed: int,
         device: str = "cpu",
     ) -> None:
-        self.prior, self.demonstrations = prior.to(device), demonstrations
-        self.as_scale = config.scale
+        self.prior, self.as_scale = prior.to(device), config.scale
         generator = torch.Generator(device).manual_seed(seed)
         learner = PriorActorCritic(robots.obs_dim, robots.act_dim, config, generator).to(device)
-        rows = len(demonstrations.obs) if config.fill_replay else 0
-        super().__init__(config, learner, robots, generator, told=2 * robots.act_dim, spare=rows)
-        if config.fill_replay:
-            both = (self.tell(obs) for obs in (demonstrations.obs, demonstrations.next_obs))
-            self.replay.add(demonstrations._replace(**dict(zip(("obs", "next_obs"), both, strict=True))))
+        super().__init__(config, learner, robots, demonstrations, generator, told=2 * robots.act_dim)
 
     def tell(self, obs: Tensor) -> Tensor:
         """Observations with the prior's mean and scale after them, `(batch, obs_dim + 2 act_dim)`."""
         mean, std = self.prior.predict_all(obs)
         return torch.cat([obs, mean, std if self.as_scale == "deviation" else std.square()], -1)
 
-    def first_actions(self, obs: Tensor) -> Tensor:
-        """The fitted policy's own actions, from the first step on."""
-        return self.explore(obs)
-
     def pretrain(self, report: Report) -> None:
-        """Fit the policy to the prior on the demonstrations' states; the steps number `pretrain_steps`."""
+        """Fit the policy to the prior on the demonstrations' states."""
         told = self.tell(self.demonstrations.obs)
-        optimizer = torch.optim.Adam(self.learner.actor.parameters(), lr=self.config.learning_rate, fused=True)
-        for step in range(self.pretrain_steps):
-            if step % self.steps_a_pass == 0:
-                order = torch.randperm(len(told), generator=self.generator, device=self.device)
-            place = step % self.steps_a_pass * self.config.pretrain_batch
-            loss = self.learner.pretrain_loss(told[order[place : place + self.config.pretrain_batch]])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            if step % self.steps_a_pass == 0:
-                report(step, f"divergence {loss.item():.2f}")
-
-    @property
-    def steps_a_pass(self) -> int:
-        """Gradient steps of one pass over the demonstrations' states."""
-        return math.ceil(len(self.demonstrations.obs) / self.config.pretrain_batch)
-
-    @property
-    def pretrain_steps(self) -> int:
-        """Gradient steps of `pretrain`."""
-        return self.config.pretrain_epochs * self.steps_a_pass
-
-    def pretrained(self) -> dict[str, Any]:
-        """What `pretrain` changes, for a run that takes it up."""
-        return {"actor": self.learner.actor.state_dict(), "generator": self.generator.get_state()}
-
-    def load_pretrained(self, state: dict[str, Any]) -> None:
-        """Take up what `pretrained` gave."""
-        self.learner.actor.load_state_dict(state["actor"])
-        self.generator.set_state(state["generator"].cpu())
+        self._fit_actor(self.learner.actor, lambda rows: self.learner.pretrain_loss(told[rows]), report)
