@@ -17,10 +17,22 @@ from adapters.command import command
 from adapters.datasets import TransitionDataset, load_dataset
 from adapters.errors import UserError
 from adapters.files import atomic_path, read_json
-from deploy.bundle import ADAPTATION, PRIOR, BundleSpec, DelaySpec, PlanSpec, PriorSpec, Provenance, write_bundle
+from deploy.bundle import (
+    ADAPTATION,
+    PRIOR,
+    BundleSpec,
+    DelaySpec,
+    PlanSpec,
+    PriorSpec,
+    Provenance,
+    RobotDescription,
+    write_bundle,
+)
 from deploy.signature import fingerprint, read_signing_key
 from deploy.spec import LONGEST_DELAY
+from offline_train.algorithms.awac_online import OnlineAwacConfig, new_awac
 from offline_train.algorithms.base import Learner
+from offline_train.algorithms.demonstrated import DemonstratedConfig
 from offline_train.algorithms.model_free import ModelFreeConfig
 from offline_train.algorithms.mopo import Mopo, MopoConfig
 from offline_train.algorithms.nppac import NppacConfig, PriorActorCritic
@@ -43,7 +55,7 @@ from offline_train.train import (
     snapshot_steps,
 )
 from sim.environments import Environment, make_environment
-from sim.plant import BatchedPlant
+from sim.gymnasium_tasks import OpenTask, find_task, robots_of
 from sim.terminations import TERMINATIONS
 
 if TYPE_CHECKING:
@@ -249,15 +261,16 @@ class Run:
         self.prior: Prior | None = None
         self.policy: Learner
         if isinstance(settings, OnlineSacConfig):
-            environment = make_environment(self.record["dataset"]["env"])
+            environment = find_task(self.record["dataset"]["env"])
             self.policy = new_sac(settings.sac, robot.obs_dim, robot.act_dim, torch.Generator())
             self.obs, self.action = random_motion(environment)
-        elif isinstance(settings, NppacConfig):
-            self.policy = PriorActorCritic(robot.obs_dim, robot.act_dim, settings, torch.Generator())
-            self.prior = load_prior(folder / "prior.safetensors")[1]
+        elif isinstance(settings, DemonstratedConfig):
             source = self.config.dataset
             dataset = load_dataset(source.path or "", env=source.env, control_dt=source.control_dt)
             self.obs, self.action = near_and_far(dataset)
+            self.policy = new_demonstrated(settings, robot)
+            if isinstance(settings, NppacConfig):
+                self.prior = load_prior(folder / "prior.safetensors")[1]
         else:
             assert isinstance(settings, (MopoConfig, ModelFreeConfig)), "a run with a policy has an algorithm"
             source = self.config.dataset
@@ -286,6 +299,16 @@ class Run:
         """The policy of an algorithm that is built on SAC."""
         assert isinstance(self.policy, Sac), "only such a run is asked for it"
         return self.policy
+
+
+def new_demonstrated(settings: Any, robot: RobotDescription) -> Learner:
+    """An untrained learner of an algorithm with demonstrations."""
+    generator = torch.Generator()
+    if isinstance(settings, NppacConfig):
+        return PriorActorCritic(robot.obs_dim, robot.act_dim, settings, generator)
+    if isinstance(settings, OnlineAwacConfig):
+        return new_awac(settings, robot.obs_dim, robot.act_dim, generator)
+    return new_sac(settings.sac, robot.obs_dim, robot.act_dim, generator)
 
 
 def near_and_far(dataset: TransitionDataset) -> tuple[Tensor, Tensor]:
@@ -323,14 +346,14 @@ def confidence_range(prior: PriorGraph, obs: Tensor) -> PriorSpec:
     return PriorSpec(near=near, far=far)
 
 
-def random_motion(environment: Environment) -> tuple[Tensor, Tensor]:
+def random_motion(task: Environment | OpenTask) -> tuple[Tensor, Tensor]:
     """Observations and commands of robots that move at random from their starts: `(PARITY_ROWS, dim)` each."""
     generator = np.random.default_rng(0)
-    shape = (PARITY_ROWS // RANDOM_ROBOTS, RANDOM_ROBOTS, environment.act_dim)
-    commands = environment.commands(generator.uniform(-1.0, 1.0, shape))
-    with BatchedPlant(environment, [environment.model()] * RANDOM_ROBOTS) as plant:
-        seen = [plant.reset(generator), *(plant.step(command)[0] for command in commands)]
-    obs, action = (torch.from_numpy(np.concatenate(values)).float() for values in (seen[:-1], commands))
+    robots = robots_of(task, RANDOM_ROBOTS, 0)
+    actions = generator.uniform(-1.0, 1.0, (PARITY_ROWS // RANDOM_ROBOTS, RANDOM_ROBOTS, task.act_dim))
+    seen = [robots.start(), *(robots.step(action).obs for action in actions)]
+    robots.close()
+    obs, action = (torch.from_numpy(np.concatenate(values)).float() for values in (seen[:-1], task.commands(actions)))
     return obs, action
 
 

@@ -24,17 +24,21 @@ from deploy.bundle import RobotDescription
 from offline_train.algorithms.augwm import AugWm, AugWmConfig
 from offline_train.algorithms.augwm_actuators import ActuatorAugWm, ActuatorAugWmConfig
 from offline_train.algorithms.awac import Awac, AwacConfig
+from offline_train.algorithms.awac_online import OnlineAwac, OnlineAwacConfig
 from offline_train.algorithms.base import Algorithm, Learner, Settings
 from offline_train.algorithms.bc import Bc, BcConfig
 from offline_train.algorithms.brac import Brac, BracConfig
 from offline_train.algorithms.cql import Cql, CqlConfig
+from offline_train.algorithms.demonstrated import Demonstrated, DemonstratedConfig
 from offline_train.algorithms.edac import Edac, EdacConfig
 from offline_train.algorithms.iql import Iql, IqlConfig
 from offline_train.algorithms.model_free import ModelFree, ModelFreeConfig
 from offline_train.algorithms.mopo import Mopo, MopoConfig
 from offline_train.algorithms.nppac import Nppac, NppacConfig
+from offline_train.algorithms.online import OnlineConfig
 from offline_train.algorithms.rma import Rma, RmaConfig
 from offline_train.algorithms.sac import SacConfig
+from offline_train.algorithms.sac_bc import SacBc, SacBcConfig
 from offline_train.algorithms.sac_online import OnlineSac, OnlineSacConfig
 from offline_train.algorithms.td3_bc import Td3Bc, Td3BcConfig
 from offline_train.checkpoint import load_checkpoint, save_checkpoint
@@ -44,12 +48,13 @@ from offline_train.models.ensemble import DynamicsEnsemble, TerminationRule
 from offline_train.models.fit import EnsembleConfig, EnsembleTrainer, fit_data, holdout_error, set_normalisers
 from offline_train.models.rollout import HORIZONS, horizon_error
 from offline_train.priors.base import Prior
+from offline_train.priors.ensemble import EnsembleConfig as PriorEnsembleConfig
 from offline_train.priors.fit import AnyPriorConfig, fit_prior, load_prior, save_prior
 from offline_train.priors.sparse_gp import SparseGpConfig
 from offline_train.replay import Batch
 from sim.environments import Environment, make_environment
-from sim.mujoco_plant import find_world, load_robot, name_world
-from sim.online_robots import PlantRobots
+from sim.gymnasium_tasks import OpenTask, find_task, judge, robot_of, robots_of
+from sim.mujoco_plant import find_world, name_world
 from sim.perturb import NOMINAL, Perturbation
 from sim.terminations import TERMINATIONS
 from sim.worlds import steady_world
@@ -97,6 +102,8 @@ class TrainConfig(BaseModel):
         | EdacConfig
         | BracConfig
         | NppacConfig
+        | SacBcConfig
+        | OnlineAwacConfig
         | NoAlgorithm,
         Field(discriminator="name"),
     ]
@@ -306,7 +313,7 @@ def train_policy(
     config: TrainConfig,
     settings: Settings,
     algorithm: Algorithm,
-    environment: Environment,
+    environment: Environment | OpenTask,
     evaluate: Callable[[], dict[str, float]] = dict,
     world: Perturbation = NOMINAL,
     name: str = "policy",
@@ -340,9 +347,7 @@ def train_policy(
             if epoch % config.evaluate_every == 0 or algorithm.finished:
                 figures |= evaluate()
                 if config.evaluation_episodes:
-                    figures["return"] = simulator_return(
-                        algorithm.act_nominal, environment, config.evaluation_episodes, config.seed, world=world
-                    )
+                    figures |= evaluated(config, settings, algorithm, environment, world)
                     note = f"return {figures['return']:,.0f}"
             log.write(algorithm.updates, figures)
             move(algorithm.updates, note)
@@ -354,6 +359,21 @@ def train_policy(
         save_checkpoint(folder / "adaptation.safetensors", algorithm.adaptation.state_dict())
     save_checkpoint(final, algorithm.policy.state_dict())
     part.unlink(missing_ok=True)
+
+
+def evaluated(
+    config: TrainConfig, settings: Settings, algorithm: Algorithm, task: Environment | OpenTask, world: Perturbation
+) -> dict[str, float]:
+    """The mean return of the deterministic policy, and in a task with goals the share of successes."""
+    episodes, seed = config.evaluation_episodes, config.seed
+    if not isinstance(task, OpenTask):
+        return {"return": simulator_return(algorithm.act_nominal, task, episodes, seed, world=world)}
+    assert isinstance(settings, OnlineConfig), "nothing else learns in tasks of gymnasium"
+
+    def act(obs: np.ndarray) -> np.ndarray:
+        return algorithm.act_nominal(torch.from_numpy(obs).float()).cpu().numpy()
+
+    return judge(act, task, episodes, seed, settings.episode_steps)
 
 
 def snapshot_path(folder: Path, steps: int) -> Path:
@@ -372,7 +392,7 @@ def run(config: TrainConfig) -> Path:
     check_source(config)
     if isinstance(config.algorithm, OnlineSacConfig):
         run_online(config, config.algorithm)
-    elif isinstance(config.algorithm, NppacConfig):
+    elif isinstance(config.algorithm, DemonstratedConfig):
         run_with_demonstrations(config, config.algorithm)
     else:
         run_offline(config, config.algorithm)
@@ -401,17 +421,17 @@ def check_source(config: TrainConfig) -> None:
         )
     if name == "none" and config.start_from is not None:
         raise UserError("algorithm=none trains no policy that could start from an earlier one; leave start_from out.")
-    if isinstance(config.algorithm, NppacConfig) and config.world_model is not None:
+    if isinstance(config.algorithm, DemonstratedConfig) and config.world_model is not None:
         raise UserError(f"algorithm={name} learns in the simulator itself; leave world_model out.")
     if config.prior is not None and not isinstance(config.algorithm, NppacConfig):
         raise UserError(f"algorithm={name} is held to no prior of demonstrations; leave prior out.")
-    if isinstance(config.algorithm, (ModelFreeConfig, NppacConfig)) and config.start_from is not None:
+    if isinstance(config.algorithm, (ModelFreeConfig, DemonstratedConfig)) and config.start_from is not None:
         raise UserError(f"algorithm={name} starts from no earlier policy; leave start_from out.")
 
 
 def run_online(config: TrainConfig, settings: OnlineSacConfig) -> None:
     """Train in the simulator."""
-    environment = make_environment(config.dataset.env or "")
+    environment = find_task(config.dataset.env or "")
     config, robot = with_robot(config, environment)
     check_fit(
         f"the environment '{environment.name}'",
@@ -427,27 +447,38 @@ def run_online(config: TrainConfig, settings: OnlineSacConfig) -> None:
     start = earlier_policy(config, (settings.name,), settings.sac, environment.name)
     prepare_folder(config)
     write_json(config.output / "run.json", run_record(config, {"sha256": "", "env": environment.name, "rows": 0}))
-    robots = PlantRobots(environment, settings.robots, config.seed, world)
+    robots = robots_of(environment, settings.robots, config.seed, world)
     algorithm = OnlineSac(settings, robots, config.seed, config.device, start)
     train_policy(config, settings, algorithm, environment, world=world)
 
 
-def run_with_demonstrations(config: TrainConfig, settings: NppacConfig) -> None:
-    """Fit a prior to the demonstrations, and train in the simulator that they are from."""
+def run_with_demonstrations(config: TrainConfig, settings: NppacConfig | SacBcConfig | OnlineAwacConfig) -> None:
+    """Train in the simulator that demonstrations are from, where the algorithm has one with their prior."""
     source, folder = config.dataset, config.output
     dataset = load_dataset(source.path or "", env=source.env, control_dt=source.control_dt)
-    environment = make_environment(dataset.metadata.env)
-    config, robot = with_robot(config.model_copy(update={"prior": config.prior or SparseGpConfig()}), environment)
+    task = find_task(dataset.metadata.env)
+    if isinstance(settings, NppacConfig) and config.prior is None:
+        prior_by_default = (
+            PriorEnsembleConfig(name="mle", members=1) if settings.name == "brac-online" else SparseGpConfig()
+        )
+        config = config.model_copy(update={"prior": prior_by_default})
+    config, robot = with_robot(config, task)
     check_fit("the data set", dataset.obs_dim, dataset.act_dim, dataset.metadata.control_dt, robot)
     prepare_folder(config)
-    described = {"sha256": dataset.metadata.sha256, "env": environment.name, "rows": len(dataset)}
+    described = {"sha256": dataset.metadata.sha256, "env": task.name, "rows": len(dataset)}
     write_json(folder / "run.json", run_record(config, described))
-    demonstrations = Batch.unpack(packed(dataset, robot), dataset.obs_dim, dataset.act_dim)
-    prior = train_prior(config, demonstrations)
-    robots = PlantRobots(environment, settings.robots, config.seed)
-    algorithm = Nppac(settings, robots, prior, demonstrations, config.seed, config.device)
+    demonstrations = Batch.unpack(packed(dataset, robot).to(config.device), dataset.obs_dim, dataset.act_dim)
+    robots = robots_of(task, settings.robots, config.seed)
+    algorithm: Demonstrated
+    if isinstance(settings, NppacConfig):
+        prior = train_prior(config, demonstrations)
+        algorithm = Nppac(settings, robots, prior, demonstrations, config.seed, config.device)
+    elif isinstance(settings, SacBcConfig):
+        algorithm = SacBc(settings, robots, demonstrations, config.seed, config.device)
+    else:
+        algorithm = OnlineAwac(settings, robots, demonstrations, config.seed, config.device)
     pretrain(config, algorithm)
-    train_policy(config, settings, algorithm, environment)
+    train_policy(config, settings, algorithm, task)
 
 
 def train_prior(config: TrainConfig, demonstrations: Batch) -> Prior:
@@ -463,23 +494,27 @@ def train_prior(config: TrainConfig, demonstrations: Batch) -> Prior:
     return prior
 
 
-def pretrain(config: TrainConfig, algorithm: Nppac) -> None:
-    """Fit the policy to the prior, or take up the one that the run's folder has."""
+def pretrain(config: TrainConfig, algorithm: Demonstrated) -> None:
+    """Learn from the demonstrations before the robots move, or take up the one that the run's folder has."""
     path = config.output / "pretrained.safetensors"
     if config.resume and path.is_file():
         algorithm.load_pretrained(load_checkpoint(path))
         return
-    with progress_bar("policy to prior", algorithm.pretrain_steps, "steps") as move:
+    with progress_bar("pretraining", algorithm.pretrain_steps, "steps") as move:
         algorithm.pretrain(move)
     save_checkpoint(path, algorithm.pretrained())
 
 
-def training_world(config: TrainConfig, settings: OnlineSacConfig, environment: Environment) -> Perturbation:
+def training_world(config: TrainConfig, settings: OnlineSacConfig, environment: Environment | OpenTask) -> Perturbation:
     """Return the world to learn in, the original one where none is chosen.
 
     Raises:
-        UserError: there is no such world, it changes during the episode, or it has noise or delays.
+        UserError: there is no such world, it changes during the episode, it has noise or delays, or the task has none.
     """
+    if isinstance(environment, OpenTask):
+        if config.suite or config.world:
+            raise UserError(f"there are no changed worlds of '{environment.name}'; leave perturbations and world out.")
+        return NOMINAL
     place = name_world(config.suite, config.world, None, settings.episode_steps, environment)
     world = find_world(place, environment=environment)
     steady_world(environment, world)
@@ -573,9 +608,9 @@ def with_ensemble(config: TrainConfig) -> TrainConfig:
     return config.model_copy(update={"ensemble": EnsembleConfig(**earlier)})
 
 
-def with_robot(config: TrainConfig, environment: Environment) -> tuple[TrainConfig, RobotDescription]:
+def with_robot(config: TrainConfig, environment: Environment | OpenTask) -> tuple[TrainConfig, RobotDescription]:
     """Return the settings with a robot, where none is chosen the environment's own, and that robot."""
-    robot = config.robot or load_robot(environment.name)
+    robot = config.robot or robot_of(environment)
     return config.model_copy(update={"robot": robot}), robot
 
 

@@ -148,9 +148,7 @@ def robot_of(task: Environment | OpenTask) -> RobotDescription:
     return task.robot() if isinstance(task, OpenTask) else load_robot(task.name)
 
 
-def robots_of(
-    task: Environment | OpenTask, count: int, seed: int, world: Perturbation = NOMINAL
-) -> OnlineRobots:
+def robots_of(task: Environment | OpenTask, count: int, seed: int, world: Perturbation = NOMINAL) -> OnlineRobots:
     """Robots to learn on; a changed world is for tasks of configs/env alone."""
     return OpenRobots(task, count, seed) if isinstance(task, OpenTask) else PlantRobots(task, count, seed, world)
 

@@ -71,7 +71,7 @@ class PriorTold(NamedTuple):
 
 
 def sampled_divergence(log_prob: Tensor, action: Tensor, prior: PriorTold) -> Tensor:
-    """log pi(a|s) - log p0(a|s), one sample's estimate of the KL: `(batch,)`.
+    """Log pi(a|s) - log p0(a|s), one sample's estimate of the KL: `(batch,)`.
 
     Args:
         log_prob: log pi(a|s), `(batch,)`.

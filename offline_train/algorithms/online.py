@@ -172,8 +172,6 @@ class Online:
         self.learner.optimizer.load_state_dict(state["optimizer"])
         self.replay.load_state_dict(state["replay"])
         self.generator.set_state(state["generator"].cpu())
-        self.robots.load_state_dict(
-            {k: v.numpy() if isinstance(v, Tensor) else v for k, v in state["robots"].items()}
-        )
+        self.robots.load_state_dict({k: v.numpy() if isinstance(v, Tensor) else v for k, v in state["robots"].items()})
         self.updates, self.steps, self.obs = state["updates"], state["steps"], state["obs"].clone()
         self.lengths, self.returns = (state[name].numpy().copy() for name in ("lengths", "returns"))

@@ -88,5 +88,5 @@ class Prior(nn.Module, ABC):
 
 
 def log_density(action: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """log N(action; mean, std^2) summed over the dimensions: three `(batch, act_dim)` to `(batch,)`."""
+    """Log N(action; mean, std^2) summed over the dimensions: three `(batch, act_dim)` to `(batch,)`."""
     return torch.distributions.Normal(mean, std, validate_args=False).log_prob(action).sum(-1)

@@ -83,7 +83,7 @@ class MultitaskModel(gpytorch.models.ExactGP):
 
 
 def log_marginal_likelihood(parameters: Hyperparameters, obs: Tensor, action: Tensor) -> Tensor:
-    """log p(Y | X) of all rows and tasks, a scalar; obs `(rows, obs_dim)`, action `(rows, act_dim)`.
+    """Log p(Y | X) of all rows and tasks, a scalar; obs `(rows, obs_dim)`, action `(rows, act_dim)`.
 
     sum_i log N(z_i; 0, s_i K + I) - rows / 2 sum_t log d_t, the last term from the change of variables.
     """

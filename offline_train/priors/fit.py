@@ -18,9 +18,7 @@ from offline_train.priors.exact_gp import ExactGpConfig, fit_exact_gp
 from offline_train.priors.gp_posterior import GpPosterior
 from offline_train.priors.sparse_gp import SparseGpConfig, fit_sparse_gp
 
-AnyPriorConfig = Annotated[
-    ExactGpConfig | SparseGpConfig | EnsembleConfig | DropoutConfig, Field(discriminator="name")
-]
+AnyPriorConfig = Annotated[ExactGpConfig | SparseGpConfig | EnsembleConfig | DropoutConfig, Field(discriminator="name")]
 
 FITS: dict[str, Callable[..., Prior]] = {
     "exact-gp": fit_exact_gp,
