@@ -27,6 +27,8 @@ from adapters.files import write_json
 from adapters.progress import MoveBar, progress_bar
 from deploy.bundle import Bundle
 from offline_train.bench_cases import SPEED_CAPTION, SPEED_CASES, Case, Work, speed_cases, untrained_bundle
+from offline_train.prior_bench import prior_bench, prior_figure, prior_table
+from offline_train.priors.fit import FITS
 from sim.context_sweep import sweep, variants_for
 from sim.context_sweep import table as context_table
 from sim.endurance import Endurance, at_rate, endurance_table, endure
@@ -192,6 +194,20 @@ def endurance(config: BenchConfig) -> dict[str, Any]:
     return {"schema": SCHEMA, "name": "rate", **figures, "rows": [asdict(row) for row in rows]}
 
 
+def priors(config: BenchConfig) -> dict[str, Any]:
+    """Fit every prior to demonstrations and return what it says near them and far from them as JSON.
+
+    Beside the JSON, where one is asked for, goes the picture, NAME.png.
+    """
+    torch.set_num_threads(1)
+    with progress_bar("priors", len(FITS), "priors") as move:
+        rows = prior_bench(config.effort, move)
+    report = {"schema": SCHEMA, "name": "priors", "effort": config.effort, "machine": machine(), "rows": rows}
+    if config.json_file is not None:
+        prior_figure(report, config.json_file.with_suffix(".png"))
+    return report
+
+
 def _move_on(move: MoveBar, before: int, done: int) -> None:
     move(before + done)
 
@@ -216,6 +232,7 @@ REPORTS: dict[str, tuple[Callable[[BenchConfig], dict[str, Any]], Callable[[dict
     "context": (context_sweep, lambda report: context_table(report["rows"])),
     "faults": (fault_injection, lambda report: fault_table(report["rows"])),
     "rate": (endurance, endurance_table),
+    "priors": (priors, prior_table),
 }
 """What each name makes and how it is shown."""
 

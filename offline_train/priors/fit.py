@@ -12,17 +12,21 @@ from torch import Tensor
 
 from offline_train.checkpoint import load_checkpoint, save_checkpoint
 from offline_train.priors.base import Prior, Report
+from offline_train.priors.deep_gp import DeepGpConfig, DeepGpPrior, fit_deep_gp
 from offline_train.priors.dropout import DropoutConfig, DropoutPrior, fit_dropout
 from offline_train.priors.ensemble import EnsembleConfig, EnsemblePrior, fit_ensemble
 from offline_train.priors.exact_gp import ExactGpConfig, fit_exact_gp
 from offline_train.priors.gp_posterior import GpPosterior
 from offline_train.priors.sparse_gp import SparseGpConfig, fit_sparse_gp
 
-AnyPriorConfig = Annotated[ExactGpConfig | SparseGpConfig | EnsembleConfig | DropoutConfig, Field(discriminator="name")]
+AnyPriorConfig = Annotated[
+    ExactGpConfig | SparseGpConfig | DeepGpConfig | EnsembleConfig | DropoutConfig, Field(discriminator="name")
+]
 
 FITS: dict[str, Callable[..., Prior]] = {
     "exact-gp": fit_exact_gp,
     "sparse-gp": fit_sparse_gp,
+    "deep-gp": fit_deep_gp,
     "mle": fit_ensemble,
     "ensemble": fit_ensemble,
     "mc-dropout": fit_dropout,
@@ -71,6 +75,8 @@ def load_prior(path: Path) -> tuple[AnyPriorConfig, Prior]:
 def _restored(config: AnyPriorConfig, obs_dim: int, act_dim: int, tensors: dict[str, Tensor]) -> Prior:
     if isinstance(config, (ExactGpConfig, SparseGpConfig)):
         return GpPosterior(tensors)
+    if isinstance(config, DeepGpConfig):
+        return DeepGpPrior(tensors)
     kind = DropoutPrior if isinstance(config, DropoutConfig) else EnsemblePrior
     prior = kind(obs_dim, act_dim, config, torch.Generator())  # type: ignore[arg-type]  # each has its own settings
     prior.load_state_dict(tensors)

@@ -87,7 +87,7 @@ def test_every_case_runs_and_is_reported(
 
 def test_unknown_benchmark(command_line: CommandLine, tmp_path: Path) -> None:
     done = command_line("bench", "name=sped", f"json={tmp_path / 'bench.json'}")
-    assert done.code == 2 and "no benchmark 'sped'; choose one of speed, context, faults, rate" in done.err
+    assert done.code == 2 and "no benchmark 'sped'; choose one of speed, context, faults, rate, priors" in done.err
     assert not [*tmp_path.iterdir()]
 
 
