@@ -12,6 +12,7 @@ from pydantic import Field
 
 from offline_train.algorithms.awac import Awac, AwacConfig
 from offline_train.algorithms.demonstrated import Demonstrated, DemonstratedConfig
+from offline_train.algorithms.model_free import STD_MARGIN
 from offline_train.priors.base import Report
 from offline_train.replay import Batch
 from sim.online_robots import OnlineRobots
@@ -36,6 +37,8 @@ class OnlineAwac(Demonstrated):
     ) -> None:
         generator = torch.Generator(device).manual_seed(seed)
         learner = new_awac(config, robots.obs_dim, robots.act_dim, generator).to(device)
+        learner.obs_mean.copy_(demonstrations.obs.mean(0))
+        learner.obs_std.copy_(demonstrations.obs.std(0) + STD_MARGIN)
         super().__init__(config, learner, robots, demonstrations, generator)
 
     def pretrain(self, report: Report) -> None:
@@ -47,5 +50,5 @@ class OnlineAwac(Demonstrated):
 
 
 def new_awac(config: OnlineAwacConfig, obs_dim: int, act_dim: int, generator: torch.Generator) -> Awac:
-    """An untrained learner, which reads observations as they are."""
+    """An untrained learner that does not standardise yet."""
     return Awac(torch.zeros(obs_dim), torch.ones(obs_dim), act_dim, config.awac, generator)

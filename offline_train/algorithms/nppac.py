@@ -9,7 +9,8 @@ the policy learns in the simulator with the reverse KL to it in place of SAC's e
 The gap of the means weighs 1 / s0^2 in the divergence, so a prior whose standard deviation collapses away from its data
 holds the policy hardest where it knows least, and its gradient explodes there. That of a Gaussian process grows instead.
 
-As in the authors' code alpha is fixed, the divergence is estimated from the one action that is drawn, the policy is
+Unlike there the networks read standardised observations, unless told otherwise: on raw ones the policy does not come
+close to its prior in as many steps. As in the authors' code alpha is fixed, the divergence is estimated from the one action that is drawn, the policy is
 first fitted to the prior on the demonstrations' states, and the replay starts empty. As the prior stays as it is, the
 replay keeps with every observation what the prior says of it, so that it is asked once for every step of the robots and
 not for every row of every batch.
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from offline_train.algorithms.base import Learner, move_towards
 from offline_train.algorithms.demonstrated import Demonstrated, DemonstratedConfig
+from offline_train.algorithms.model_free import STD_MARGIN
 from offline_train.algorithms.sac import actor_loss, critic_loss, critic_target
 from offline_train.networks import LOG_STD_RANGE, ActionSample, Actor, Critics
 from offline_train.priors.base import Prior, Report, log_density
@@ -50,6 +52,9 @@ class NppacConfig(DemonstratedConfig):
     )
     scale: Literal["deviation", "variance"] = Field(
         default="deviation", description="what of the prior its density takes for the standard deviation"
+    )
+    standardise: bool = Field(
+        default=True, description="whether the networks read observations in standard deviations of the demonstrations'"
     )
     learning_rate: float = Field(default=3e-4, gt=0, description="Adam's step size")
     discount: float = Field(default=0.99, ge=0, lt=1, description="gamma, the weight of the next step's value")
@@ -140,7 +145,7 @@ class PriorActorCritic(Learner):
     @torch.no_grad()
     def explore(self, obs: Tensor) -> Tensor:
         """Draw an action `(batch, act_dim)` for raw observations `(batch, obs_dim)`."""
-        return self.actor.sample(obs, self.generator).action
+        return self.actor.sample(self.normalise(obs), self.generator).action
 
     def update(self, batch: Batch, step: int = 0) -> dict[str, Tensor]:
         """One gradient step of critics and actor, each with the other as it was at its start; then of the targets."""
@@ -177,7 +182,7 @@ class PriorActorCritic(Learner):
 
     def _split(self, told: Tensor) -> tuple[Tensor, PriorTold]:
         obs, mean, scale = told.split(self.sizes, dim=-1)
-        return obs, PriorTold(mean, scale)
+        return self.normalise(obs), PriorTold(mean, scale)
 
     def _draw(self, obs: Tensor, prior: PriorTold) -> tuple[Tensor, Tensor]:
         """Draw the policy's actions `(batch, act_dim)`; return them and the divergence from the prior, `(batch,)`."""
@@ -214,6 +219,9 @@ class Nppac(Demonstrated):
         self.prior, self.as_scale = prior.to(device), config.scale
         generator = torch.Generator(device).manual_seed(seed)
         learner = PriorActorCritic(robots.obs_dim, robots.act_dim, config, generator).to(device)
+        if config.standardise:
+            learner.obs_mean.copy_(demonstrations.obs.mean(0))
+            learner.obs_std.copy_(demonstrations.obs.std(0) + STD_MARGIN)
         super().__init__(config, learner, robots, demonstrations, generator, told=2 * robots.act_dim)
 
     def tell(self, obs: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from offline_train.algorithms.demonstrated import Demonstrated, DemonstratedConfig
+from offline_train.algorithms.model_free import STD_MARGIN
 from offline_train.algorithms.sac import Sac, SacConfig
 from offline_train.networks import squashed_density
 from offline_train.priors.base import Report
@@ -56,11 +57,13 @@ class CloningSac(Sac):
     def __init__(self, demonstrations: Batch, config: SacBcConfig, generator: torch.Generator) -> None:
         dim, act_dim = demonstrations.obs.shape[1], demonstrations.action.shape[1]
         super().__init__(torch.zeros(dim), torch.ones(dim), act_dim, config.sac, generator)
+        self.obs_mean.copy_(demonstrations.obs.mean(0))
+        self.obs_std.copy_(demonstrations.obs.std(0) + STD_MARGIN)
         self.demonstrations, self.settings = demonstrations, config
 
     def cloning_loss(self, rows: Tensor) -> Tensor:
         """The demonstrations' loss at these rows, a scalar."""
-        obs, action = self.demonstrations.obs[rows], self.demonstrations.action[rows]
+        obs, action = self.normalise(self.demonstrations.obs[rows]), self.demonstrations.action[rows]
         if self.settings.name == "dapg":
             return cloning_likelihood(*self.actor.distribution(obs), action)
         return cloning_error(self.actor(obs), action)
