@@ -107,7 +107,9 @@ def new_model(obs: Tensor, action: Tensor, kernel: Kernel, generator: torch.Gene
     model = MultitaskModel(obs, action, kernel)
     tasks = model.covar_module.task_covar_module
     with torch.no_grad():
-        tasks.covar_factor.copy_(torch.randn(tasks.covar_factor.shape, generator=generator))
+        # gpytorch draws both from torch's own generator.
+        for parameter in (tasks.covar_factor, tasks.raw_var):
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
     return model
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,13 @@ def demonstrations(rows: int = 400) -> tuple[Tensor, Tensor]:
     return obs, mean + 0.1 * torch.randn(rows, 2, generator=generator)
 
 
-@pytest.fixture(scope="module")
-def fitted() -> dict[str, Prior]:
+def fresh(name: str) -> Prior:
+    """A prior fitted to the first 300 demonstrations."""
     obs, action = demonstrations()
-    return {name: fit_prior(config, obs[:300], action[:300], 0, lambda step, note: None) for name, config in SMALL.items()}
+    return fit_prior(SMALL[name], obs[:300], action[:300], 0, lambda step, note: None)
+
+
+fitted = functools.cache(fresh)
 
 
 def test_every_prior_is_in_the_battery() -> None:
@@ -62,9 +66,9 @@ def test_every_prior_is_in_the_battery() -> None:
 
 
 @every
-def test_says_what_the_demonstrator_does(fitted: dict[str, Prior], name: str) -> None:
+def test_says_what_the_demonstrator_does(name: str) -> None:
     obs, action = demonstrations()
-    mean, std = fitted[name].predict(obs[300:])
+    mean, std = fitted(name).predict(obs[300:])
     # The noise alone is 0.1; a constant would be off by the actions' own spread, about 0.55.
     assert (mean - action[300:]).square().mean().sqrt() < 0.25
     # log N of noise of 0.1 with the right deviation is 2 (-0.5 - log 0.1 - 0.92) = 1.77.
@@ -72,9 +76,9 @@ def test_says_what_the_demonstrator_does(fitted: dict[str, Prior], name: str) ->
 
 
 @every
-def test_noise_widens_and_leaves_the_mean(fitted: dict[str, Prior], name: str) -> None:
+def test_noise_widens_and_leaves_the_mean(name: str) -> None:
     obs = demonstrations()[0]
-    (mean, std), (same, less) = fitted[name].predict(obs), fitted[name].predict(obs, noise=False)
+    (mean, std), (same, less) = fitted(name).predict(obs), fitted(name).predict(obs, noise=False)
     assert torch.equal(mean, same) and mean.shape == std.shape == (400, 2)
     assert (std > less).all() and (less >= 0).all()
     if name == "mle":
@@ -82,8 +86,8 @@ def test_noise_widens_and_leaves_the_mean(fitted: dict[str, Prior], name: str) -
 
 
 @pytest.mark.parametrize("name", PROCESSES)
-def test_process_is_unsure_far_away(fitted: dict[str, Prior], name: str) -> None:
-    prior = fitted[name]
+def test_process_is_unsure_far_away(name: str) -> None:
+    prior = fitted(name)
     assert isinstance(prior, GpPosterior)
     near, far = prior.predict(torch.zeros(1, 2))[1], prior.predict(torch.full((1, 2), 60.0))[1]
     # Far from all data nothing is left but the process itself and its noise.
@@ -92,10 +96,10 @@ def test_process_is_unsure_far_away(fitted: dict[str, Prior], name: str) -> None
 
 
 @every
-def test_is_a_function_of_state_and_seed(fitted: dict[str, Prior], name: str) -> None:
-    obs, action = demonstrations()
-    again = fit_prior(SMALL[name], obs[:300], action[:300], 0, lambda step, note: None)
-    assert state_equal(again.state_dict(), fitted[name].state_dict())
+def test_is_a_function_of_state_and_seed(name: str) -> None:
+    obs = demonstrations()[0]
+    again = fresh(name)
+    assert state_equal(again.state_dict(), fitted(name).state_dict())
     assert torch.equal(again.predict(obs)[1], again.predict(obs)[1])
     for part in again.predict_all(obs, at_once=7):
         assert part.shape == (400, 2)
@@ -103,25 +107,25 @@ def test_is_a_function_of_state_and_seed(fitted: dict[str, Prior], name: str) ->
 
 
 @every
-def test_saved_and_loaded_to_the_bit(fitted: dict[str, Prior], name: str, tmp_path: Path) -> None:
-    save_prior(tmp_path / "prior.safetensors", SMALL[name], fitted[name])
+def test_saved_and_loaded_to_the_bit(name: str, tmp_path: Path) -> None:
+    save_prior(tmp_path / "prior.safetensors", SMALL[name], fitted(name))
     config, loaded = load_prior(tmp_path / "prior.safetensors")
     assert config == SMALL[name]
     obs = demonstrations()[0]
-    for ours, theirs in zip(loaded.predict(obs), fitted[name].predict(obs), strict=True):
+    for ours, theirs in zip(loaded.predict(obs), fitted(name).predict(obs), strict=True):
         assert torch.equal(ours, theirs)
     with pytest.raises(UserError, match="no checkpoint"):
         load_prior(tmp_path / "nothing.safetensors")
 
 
 @every
-def test_exports_with_parity(fitted: dict[str, Prior], name: str) -> None:
+def test_exports_with_parity(name: str) -> None:
     obs = torch.cat([demonstrations()[0][:60], torch.full((4, 2), 30.0)])
-    graph = PriorGraph(fitted[name], [-2.0, 0.0], [2.0, 10.0])
+    graph = PriorGraph(fitted(name), [-2.0, 0.0], [2.0, 10.0])
     onnx = to_onnx(graph, {"obs": obs}, ["prior_mean", "prior_std"])
     assert check_parity(graph, onnx, {"obs": obs}, "prior.onnx", PRIOR_TOLERANCE) < PRIOR_TOLERANCE
     assert check_parity(graph, onnx, {"obs": obs[:1]}, "prior.onnx", PRIOR_TOLERANCE) < PRIOR_TOLERANCE
-    mean, std = fitted[name].predict(obs)
+    mean, std = fitted(name).predict(obs)
     # [-1, 1] to [-2, 2] and [0, 10]: the deviation grows by 2 and by 5.
     expected = torch.stack([2.0 * mean[:, 0], 5.0 + 5.0 * mean[:, 1]], 1), std * torch.tensor([2.0, 5.0])
     with torch.no_grad():
@@ -129,10 +133,10 @@ def test_exports_with_parity(fitted: dict[str, Prior], name: str) -> None:
 
 
 @every
-def test_wrong_shapes_are_refused(fitted: dict[str, Prior], name: str) -> None:
+def test_wrong_shapes_are_refused(name: str) -> None:
     for wrong in (torch.zeros(5, 3), torch.zeros(2)):
         with pytest.raises(ValueError, match="reads observations"):
-            fitted[name].predict(wrong)
+            fitted(name).predict(wrong)
     with pytest.raises(ValueError, match="5 states and 4 actions"):
         fit_prior(SMALL[name], torch.zeros(5, 2), torch.zeros(4, 2), 0, lambda step, note: None)
 
