@@ -1,7 +1,7 @@
 """The bundle: the one thing that crosses from the workstation to validation and to the robot.
 
 A folder `NAME.bundle/` that holds `policy.onnx`, where context or delay are inferred `dynamics.onnx`, where a network
-infers the context `adaptation.onnx`, `golden.npz` with rows that every runtime must reproduce, `validation.json` where
+infers the context `adaptation.onnx`, where demonstrations tell where to be sure `prior.onnx`, `golden.npz` with rows that every runtime must reproduce, `validation.json` where
 there was a validation, further parts of an algorithm, `bundle.json`, which describes and hashes them all, and where it
 is signed `signature`. The graphs carry the description too, so that a lone policy.onnx still loads.
 """
@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from adapters.errors import UserError
 from adapters.files import atomic_path, parse_json, read_bytes, read_json, sha256
+from deploy.confidence import PredictPrior
 from deploy.context import Adapt, HistorySettings, PredictChange, estimator_settings
 from deploy.golden import check_golden, golden_bytes, read_golden
 from deploy.graph import Graph, with_description
@@ -33,6 +34,7 @@ from deploy.spec import (
     Limits,
     ObservationTerm,
     PlanSpec,
+    PriorSpec,
     Provenance,
     RobotDescription,
 )
@@ -49,6 +51,7 @@ __all__ = [
     "Limits",
     "ObservationTerm",
     "PlanSpec",
+    "PriorSpec",
     "Provenance",
     "RobotDescription",
     "attach_validation",
@@ -57,7 +60,7 @@ __all__ = [
 
 SCHEMA_VERSIONS = (1,)
 POLICY, DYNAMICS, GOLDEN, VALIDATION = "policy.onnx", "dynamics.onnx", "golden.npz", "validation.json"
-ADAPTATION = "adaptation.onnx"
+ADAPTATION, PRIOR = "adaptation.onnx", "prior.onnx"
 
 
 class Bundle:
@@ -80,10 +83,11 @@ class Bundle:
         policy: Graph,
         dynamics: Graph | None = None,
         adaptation: Graph | None = None,
+        prior: Graph | None = None,
         signed_by: str | None = None,
     ) -> None:
         self.path, self.manifest, self.sha256, self.signed_by = path, spec, sha256, signed_by
-        self._policy, self._dynamics, self._adaptation = policy, dynamics, adaptation
+        self._policy, self._dynamics, self._adaptation, self._prior = policy, dynamics, adaptation, prior
         obs_dim, act_dim = spec.obs_dim, spec.act_dim
         context = {} if spec.context is None else {"context": spec.context.dim}
         policy.check({"obs": obs_dim} | context, {"action": act_dim})
@@ -91,6 +95,8 @@ class Bundle:
             dynamics.check({"obs": obs_dim, "action": act_dim}, {"delta": obs_dim, "std": obs_dim})
         if adaptation is not None:
             adaptation.check({"history": _history_dim(spec)}, {"estimate": len(spec.context_names)})
+        if prior is not None:
+            prior.check({"obs": obs_dim}, {"prior_mean": act_dim, "prior_std": act_dim})
 
     @classmethod
     def load(cls, path: str | Path, public_key: str | Path | None = None) -> Bundle:
@@ -171,6 +177,20 @@ class Bundle:
         (estimate,) = self._adaptation.run({"history": history})
         return estimate
 
+    @property
+    def predict_prior(self) -> PredictPrior | None:
+        """The prior that demonstrations gave, None where the bundle has none.
+
+        From observations `(..., obs_dim)` to mean and standard deviation of the demonstrator's command, both
+        `(..., act_dim)` float32 in command units.
+        """
+        return None if self._prior is None else self._predict_prior
+
+    def _predict_prior(self, obs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        assert self._prior is not None
+        mean, std = self._prior.run({"obs": obs})
+        return mean, std
+
     def validation(self) -> dict[str, Any] | None:
         """Return the report of the validation run, None where there was none."""
         return read_json(self.path / VALIDATION) if VALIDATION in self.manifest.files else None
@@ -183,12 +203,16 @@ class Bundle:
         sizes |= {} if self._dynamics is None else {"delta": spec.obs_dim, "std": spec.obs_dim}
         if self._adaptation is not None:
             sizes |= {"history": _history_dim(spec), "estimate": len(spec.context_names)}
+        if self._prior is not None:
+            sizes |= {"prior_mean": spec.act_dim, "prior_std": spec.act_dim}
         golden = read_golden(content, self.path / GOLDEN, sizes)
         found = {"action": self.act(golden["obs"], golden.get("context"))}
         if self._dynamics is not None:
             found["delta"], found["std"] = self.predict_change(golden["obs"], golden["action"])
         if self._adaptation is not None:
             found["estimate"] = self._adapt(golden["history"])
+        if self._prior is not None:
+            found["prior_mean"], found["prior_std"] = self._predict_prior(golden["obs"])
         check_golden(self.path, found, golden, spec.tolerance)
 
 
@@ -208,6 +232,7 @@ def _load_folder(path: Path, key: Ed25519PublicKey | None) -> Bundle:
         policy=Graph(contents[POLICY], path / POLICY),
         dynamics=Graph(contents[DYNAMICS], path / DYNAMICS) if DYNAMICS in contents else None,
         adaptation=Graph(contents[ADAPTATION], path / ADAPTATION) if ADAPTATION in _needed(spec) else None,
+        prior=Graph(contents[PRIOR], path / PRIOR) if spec.prior is not None else None,
         signed_by=None if key is None else fingerprint(key),
     )
     bundle._check_golden(contents[GOLDEN])
@@ -252,6 +277,8 @@ def _needed(spec: BundleSpec) -> list[str]:
         needed.append(DYNAMICS)
     if spec.context is not None and spec.context.estimator == "history":
         needed.append(ADAPTATION)
+    if spec.prior is not None:
+        needed.append(PRIOR)
     return needed
 
 
@@ -295,11 +322,12 @@ def write_bundle(
         policy: ONNX graph from `obs` (and `context`) to `action`.
         spec: the description; its hashes are filled in here.
         golden: `obs`, `action`, with a context `context`, with dynamics `delta` and `std`, with an adaptation module
-            `history` and `estimate`; at least 64 rows each.
+            `history` and `estimate`, with a prior `prior_mean` and `prior_std`; at least 64 rows each.
         dynamics: ONNX graph from `obs` and `action` to `delta` and `std`; needed where there is a context.
         validation: the validation report; it names the hash of the bundle that was validated.
         parts: further files that the algorithm needs on the robot, by name; with the estimator `history` the
-            adaptation module, adaptation.onnx, from `history` to `estimate`.
+            adaptation module, adaptation.onnx, from `history` to `estimate`; with a prior prior.onnx, from `obs` to
+            `prior_mean` and `prior_std`.
         signing_key: key that signs the bundle, None for one without a signature.
 
     Returns:

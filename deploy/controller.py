@@ -17,6 +17,7 @@ import numpy as np
 
 from adapters.errors import UserError
 from deploy.bundle import Bundle
+from deploy.confidence import confidence as confidence_of
 from deploy.limits import faulty_terms, limit_command, observation_bounds
 from deploy.state_machine import IDLE, RUNNING, SOFT_START, STOPPED, State, StateMachine
 from deploy.watchdog import seconds
@@ -24,6 +25,7 @@ from deploy.watchdog import seconds
 if TYPE_CHECKING:
     from deploy.context import ContextEstimator, Health
     from deploy.delay import DelayCompensator
+    from deploy.spec import PriorSpec
 
 __all__ = ["REASONS", "Command", "Controller", "Reason", "State"]
 
@@ -45,9 +47,13 @@ class Reason(IntEnum):
     TOO_LONG = 8
     STOP = 9
     SILENT = 10
+    DOUBT = 11
+    SLOWED = 12
+    HANDED_OVER = 13
 
 
-NONE, CONTEXT = int(Reason.NONE), int(Reason.CONTEXT)  # plain integers are faster to compare with
+# Plain integers are faster to compare with.
+NONE, CONTEXT, SLOWED = int(Reason.NONE), int(Reason.CONTEXT), int(Reason.SLOWED)
 
 REASONS = {
     Reason.NONE: "",
@@ -61,6 +67,9 @@ REASONS = {
     Reason.TOO_LONG: "too many bad steps in a row; stopped until clear()",
     Reason.STOP: "stopped on request until clear()",
     Reason.SILENT: "there was no fresh observation",
+    Reason.DOUBT: "the robot is too far from the demonstrations",
+    Reason.SLOWED: "the robot is too far from the demonstrations, so its command was made smaller",
+    Reason.HANDED_OVER: "the robot was too far from the demonstrations; it is yours until clear()",
 }
 
 
@@ -71,10 +80,12 @@ class Command:
     Attributes:
         action: `(*batch, act_dim)` in command units, finite and within limits.
         state: `State` as integers.
-        reason: `Reason` as integers; CONTEXT does not keep a robot from running, every other one does.
+        reason: `Reason` as integers; CONTEXT and SLOWED do not keep a robot from running, every other one does.
         context: `(*batch, context_dim)` as the policy read it, or None where it reads none.
         health: of the context's estimate, or None where there is no estimator.
         delay: control periods that commands are late by, as the policy was asked, or None where that is not inferred.
+        confidence: `batch`, 1 next to the demonstrations and 0 far from them, or None where the bundle has no prior or
+            the step was bad.
         detail: the observation terms at fault, or how the observation's shape is wrong.
         error: text of an exception of the estimator or the policy.
         sendable: `batch` bool; False where a robot under a position law was not yet seen well, so that no pose is
@@ -88,6 +99,7 @@ class Command:
     health: Health | None
     sendable: np.ndarray
     delay: np.ndarray | None = None
+    confidence: np.ndarray | None = None
     detail: str = ""
     error: str = ""
 
@@ -97,6 +109,10 @@ class Command:
         texts = [REASONS[Reason(code)] for code in np.unique(self.reason) if code != Reason.NONE]
         notes = ", ".join(note for note in (self.detail, self.error) if note)
         return "; ".join(texts) + (f" ({notes})" if notes else "")
+
+
+LowConfidence = Literal["run", "slow", "hold", "hand_over"]
+"""What a controller does with a robot that is too far from the demonstrations."""
 
 
 class _Inferred(NamedTuple):
@@ -124,6 +140,10 @@ class Controller:
         soft_start: s in which the command goes from the safe one to the policy's, in control periods; 0: at once.
         stop_time: s in which it goes back; 0: at once, as fast as the rate limit lets it.
         autostart: whether to start at the first good step, also after `clear`; otherwise `start` does.
+        low_confidence: what to do where the bundle's prior finds the robot too far from the demonstrations: "run" on,
+            "slow" down (the command is the policy's and the safe one's mean, weighted by the confidence), "hold" as in
+            a bad step, or "hand_over": stop at once, so that somebody else drives until `clear`.
+        least_confidence: below which that is done, 0 to 1.
 
     Attributes:
         adapt: whether the policy gets the inferred context and delay; where not, it gets the nominal ones, while the
@@ -145,10 +165,21 @@ class Controller:
         soft_start: float = 0.0,
         stop_time: float = 0.0,
         autostart: bool = True,
+        low_confidence: LowConfidence = "run",
+        least_confidence: float = 0.5,
     ) -> None:
+        if low_confidence not in ("run", "slow", "hold", "hand_over"):
+            raise UserError(f"there is no low_confidence '{low_confidence}'; choose run, slow, hold or hand_over.")
+        if not 0 < least_confidence <= 1:
+            raise UserError(f"least_confidence={least_confidence} is not above 0 and at most 1; 0.5 is half way.")
+        if low_confidence != "run" and bundle.manifest.prior is None:
+            raise UserError(f"the bundle has no prior that tells its confidence; leave {low_confidence} out.")
         if context not in ("inferred", "nominal"):
             raise UserError(f"there is no context '{context}'; choose inferred or nominal.")
         self.bundle, self.batch, self.adapt, self.obeyed = bundle, batch, True, True
+        self.low_confidence, self.least_confidence = low_confidence, least_confidence
+        self.prior = bundle.manifest.prior
+        self.handed_over = np.zeros(batch, dtype=bool)
         robot = bundle.manifest.robot
         self.control_dt, self.names = robot.control_dt, robot.observation_names
         self.machine = StateMachine(batch, robot.control_dt, soft_start, stop_time, max_hold, autostart)
@@ -234,12 +265,14 @@ class Controller:
 
     def stop(self) -> None:
         """Stop every robot until `clear`."""
+        self.handed_over = np.zeros(self.batch, dtype=bool)
         self.machine.stop()
 
     def clear(self) -> None:
         """Let stopped robots go to idle; with `autostart` they run again from their next good step on."""
         # In the meantime somebody may have lifted the robot or bent its legs.
         self.moved = self.moved | (self.machine.state == STOPPED)
+        self.handed_over = np.zeros(self.batch, dtype=bool)
         self.machine.clear()
 
     def step(self, time: float, obs: np.ndarray) -> Command:
@@ -260,6 +293,7 @@ class Controller:
             self.delay.interrupt()
         good = reason == NONE
         action, health, stage, caught = self.rest, None, Reason.ESTIMATOR, ""
+        confidence = None
         try:
             if good.any():
                 self._learn(values, good, steady)
@@ -269,11 +303,14 @@ class Controller:
                 stage = Reason.POLICY
                 action = np.asarray(self.bundle.act(ahead, context.z), dtype=np.float64).reshape(self.act_shape)
                 self.context, reason = context.z, np.where(context.refused, CONTEXT, reason)
+                if self.prior is not None:
+                    confidence = self._confidence(values, self.prior)
+                    action, reason = self._mind(confidence, action, reason, good)
         except Exception as error:  # whatever an estimator or a policy raises ends in the safe command
             action, reason = self.rest, np.where(good, stage, reason)
             caught = f"{type(error).__name__}: {error}"
         reason = np.where(good & ~np.isfinite(action).all(-1), Reason.POLICY, reason)
-        return self._answer(action, values, good, reason, health, detail, caught)
+        return self._answer(action, values, good, reason, health, detail, caught, confidence)
 
     def hold(self) -> Command:
         """Answer a control period that brought no observation fit to use: a bad step for every robot."""
@@ -289,9 +326,10 @@ class Controller:
         health: Health | None = None,
         detail: str = "",
         error: str = "",
+        confidence: np.ndarray | None = None,
     ) -> Command:
         """Move the state machine, set the command and remember what the next step needs."""
-        self.machine.step((reason == NONE) | (reason == CONTEXT))
+        self.machine.step((reason == NONE) | (reason == CONTEXT) | (reason == SLOWED))
         state = self.machine.state
         self._bound(action, obs, good)
         if self.delay is not None:
@@ -299,6 +337,7 @@ class Controller:
         # What a robot does that nobody drives, perhaps hanging on its stand, tells nothing of its dynamics.
         self.obs, self.good = obs, good & (state != IDLE)
         latch = np.where(self.machine.held_too_long, Reason.TOO_LONG, Reason.STOP)
+        latch = np.where(self.handed_over, Reason.HANDED_OVER, latch)
         return Command(
             action=self.command.copy(),
             state=state,
@@ -307,6 +346,7 @@ class Controller:
             health=health,
             sendable=self.seen,
             delay=None if self.delay is None else self.delay.delay * self.adapt,
+            confidence=confidence,
             detail=detail,
             error=error,
         )
@@ -371,6 +411,28 @@ class Controller:
         usable = np.asarray(((z >= self.context_low) & (z <= self.context_high)).all(-1))
         z = np.where(usable[..., None], z, self.nominal)
         return _Inferred(np.where(good[..., None], z, self.context), good & ~usable)
+
+    def _confidence(self, obs: np.ndarray, spec: PriorSpec) -> np.ndarray:
+        """Return how near the demonstrations are, `batch`."""
+        predict = self.bundle.predict_prior
+        assert predict is not None, "a bundle whose description has a prior has its graph"
+        return confidence_of(predict(obs)[1], spec)
+
+    def _mind(
+        self, confidence: np.ndarray, action: np.ndarray, reason: np.ndarray, good: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return command and reason of robots that may be too far from the demonstrations."""
+        doubtful = good & (confidence < self.least_confidence)
+        if self.low_confidence == "run" or not doubtful.any():
+            return action, reason
+        if self.low_confidence == "slow":
+            share = np.where(doubtful, confidence / self.least_confidence, 1.0)[..., None]
+            return share * action + (1.0 - share) * self.rest, np.where(doubtful, SLOWED, reason)
+        if self.low_confidence == "hand_over":
+            taken = doubtful & ((self.machine.state == RUNNING) | (self.machine.state == SOFT_START))
+            self.handed_over = self.handed_over | taken
+            self.machine.stop(taken)
+        return action, np.where(doubtful, Reason.DOUBT, reason)
 
     def _bound(self, action: np.ndarray, obs: np.ndarray, good: np.ndarray) -> None:
         """Set the command: the policy's for robots that run, the safe one for the others, within limits."""

@@ -81,6 +81,11 @@ def _behaviour(spec: BundleSpec) -> Iterator[tuple[str, str]]:
     yield "plan", f"every command is planned {ahead} steps ahead" if ahead else "the policy acts by itself"
     most = 0 if spec.delay is None else spec.delay.most
     yield "delay", f"found and made up for, to {most} control periods" if most else "commands are taken to act at once"
+    if spec.prior is not None:
+        yield (
+            "confidence",
+            f"1 where the prior's deviation is {spec.prior.near:.3g}, 0 where it is {spec.prior.far:.3g}",
+        )
     if context is None:
         yield "context", "none: the policy does not adapt"
         return

@@ -209,6 +209,24 @@ class PlanSpec(_Model):
     sharpness: float = Field(default=2.0, gt=0)
 
 
+class PriorSpec(_Model):
+    """How the prior's standard deviation tells how far the robot is from the demonstrations; see deploy/confidence.py.
+
+    Attributes:
+        near: mean over the commands of the prior's standard deviation next to the demonstrations, in command units.
+        far: the same far away from them.
+    """
+
+    near: float = Field(ge=0)
+    far: float
+
+    @model_validator(mode="after")
+    def _grows(self) -> PriorSpec:
+        if not self.near < self.far:
+            raise ValueError(f"the prior's deviation is {self.near:g} next to its data and {self.far:g} far from it")
+        return self
+
+
 class Provenance(_Model):
     """Where the bundle comes from.
 
@@ -239,6 +257,7 @@ class BundleSpec(_Model):
         context: null where the policy reads none.
         delay: null where commands are taken to act at once.
         plan: null where the policy acts by itself.
+        prior: null where nothing tells how far the robot is from demonstrations.
         provenance: where it comes from.
         files: SHA-256 of every other file of the folder but the signature, by name; `write_bundle` fills it.
     """
@@ -251,6 +270,7 @@ class BundleSpec(_Model):
     context: ContextSpec | None = None
     delay: DelaySpec | None = None
     plan: PlanSpec | None = None
+    prior: PriorSpec | None = None
     provenance: Provenance
     files: dict[str, str] = {}
 

@@ -98,10 +98,10 @@ class StateMachine:
         """Start the robots that are idle."""
         self.state = np.where(self.state == IDLE, SOFT_START, self.state)
 
-    def stop(self) -> None:
-        """Stop every robot until `clear`."""
-        self.state = np.full(self.batch, STOPPED)
-        self.held_too_long = np.zeros(self.batch, dtype=bool)
+    def stop(self, lanes: np.ndarray | bool = True) -> None:
+        """Stop the robots `batch` of these, or every one, until `clear`."""
+        self.state = np.where(lanes, STOPPED, self.state)
+        self.held_too_long = self.held_too_long & ~np.asarray(lanes)
 
     def clear(self) -> None:
         """Let stopped robots go to idle, with `autostart` on to the soft start."""

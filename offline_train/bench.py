@@ -29,6 +29,8 @@ from deploy.bundle import Bundle
 from offline_train.bench_algorithms import Budget, Comparison, Log, algorithms_table, compare
 from offline_train.bench_cases import SPEED_CAPTION, SPEED_CASES, Case, Work, speed_cases, untrained_bundle
 from offline_train.calibration import calibrate, calibration_figure, calibration_table
+from offline_train.prior_bench import prior_bench, prior_figure, prior_table
+from offline_train.priors.fit import FITS
 from sim.context_sweep import sweep, variants_for
 from sim.context_sweep import table as context_table
 from sim.endurance import Endurance, at_rate, endurance_table, endure
@@ -238,6 +240,20 @@ def _as_given(value: Any) -> str:
     return f"[{','.join(value)}]" if isinstance(value, list) else str(value)
 
 
+def priors(config: BenchConfig) -> dict[str, Any]:
+    """Fit every prior to demonstrations and return what it says near them and far from them as JSON.
+
+    Beside the JSON, where one is asked for, goes the picture, NAME.png.
+    """
+    torch.set_num_threads(1)
+    with progress_bar("priors", len(FITS), "priors") as move:
+        rows = prior_bench(config.effort, move)
+    report = {"schema": SCHEMA, "name": "priors", "effort": config.effort, "machine": machine(), "rows": rows}
+    if config.json_file is not None:
+        prior_figure(report, config.json_file.with_suffix(".png"))
+    return report
+
+
 def _move_on(move: MoveBar, before: int, done: int) -> None:
     move(before + done)
 
@@ -274,6 +290,7 @@ REPORTS: dict[str, tuple[Callable[[BenchConfig], dict[str, Any]], Callable[[dict
     "rate": (endurance, endurance_table),
     "algorithms": (offline_algorithms, algorithms_table),
     "calibration": (calibration, calibration_table),
+    "priors": (priors, prior_table),
 }
 """What each name makes and how it is shown."""
 

@@ -17,12 +17,25 @@ from adapters.command import command
 from adapters.datasets import TransitionDataset, load_dataset
 from adapters.errors import UserError
 from adapters.files import atomic_path, read_json
-from deploy.bundle import ADAPTATION, BundleSpec, DelaySpec, PlanSpec, Provenance, write_bundle
+from deploy.bundle import (
+    ADAPTATION,
+    PRIOR,
+    BundleSpec,
+    DelaySpec,
+    PlanSpec,
+    PriorSpec,
+    Provenance,
+    RobotDescription,
+    write_bundle,
+)
 from deploy.signature import fingerprint, read_signing_key
 from deploy.spec import LONGEST_DELAY
+from offline_train.algorithms.awac_online import OnlineAwacConfig, new_awac
 from offline_train.algorithms.base import Learner
+from offline_train.algorithms.demonstrated import DemonstratedConfig
 from offline_train.algorithms.model_free import ModelFreeConfig
 from offline_train.algorithms.mopo import Mopo, MopoConfig
+from offline_train.algorithms.nppac import NppacConfig, PriorActorCritic
 from offline_train.algorithms.rma import Adaptation, Rma, transitions
 from offline_train.algorithms.sac import Sac
 from offline_train.algorithms.sac_online import OnlineSacConfig, new_sac
@@ -30,6 +43,8 @@ from offline_train.checkpoint import load_checkpoint
 from offline_train.models.ensemble import DynamicsEnsemble
 from offline_train.models.rollout import UNCHANGED
 from offline_train.planner import Planner
+from offline_train.priors.base import Prior
+from offline_train.priors.fit import load_prior
 from offline_train.train import (
     Data,
     TrainConfig,
@@ -40,7 +55,7 @@ from offline_train.train import (
     snapshot_steps,
 )
 from sim.environments import Environment, make_environment
-from sim.plant import BatchedPlant
+from sim.gymnasium_tasks import OpenTask, find_task, robots_of
 from sim.terminations import TERMINATIONS
 
 if TYPE_CHECKING:
@@ -48,7 +63,11 @@ if TYPE_CHECKING:
 
 PARITY_ROWS, GOLDEN_ROWS = 1_000, 64
 RANDOM_ROBOTS = 50
+# Standard deviations of the observations by which a place is far from the demonstrations.
+FAR = 5.0
 PARITY_TOLERANCE = 1e-5
+# A variance is a small difference of large sums.
+PRIOR_TOLERANCE = 1e-4
 # A plan compares values of hundreds to hundredths, and no two runtimes round them alike.
 PLAN_TOLERANCE = 1e-3
 
@@ -130,6 +149,19 @@ class AdaptationGraph(CommandGraph):
         return self.adaptation(torch.cat([state, self.to_action(command), change], -1))
 
 
+class PriorGraph(CommandGraph):
+    """What prior.onnx computes: raw observation to mean and standard deviation of the demonstrator's command."""
+
+    def __init__(self, prior: Prior, low: list[float], high: list[float]) -> None:
+        super().__init__(low, high)
+        self.prior = prior
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `prior_mean` and `prior_std`, `(batch, act_dim)` in command units."""
+        mean, std = self.prior(obs)
+        return self.to_command(mean), 0.5 * self.span * std
+
+
 def to_onnx(graph: nn.Module, inputs: dict[str, Tensor], outputs: list[str]) -> bytes:
     """Export a module with a free batch size.
 
@@ -202,6 +234,7 @@ class Run:
         model: the world model, None for a run without one.
         algorithm: what was trained in the world model, None for another run.
         data: the log, None for a run in the simulator.
+        prior: what demonstrations gave, None for a run without.
         adaptation: the adaptation module, None where the algorithm has none.
         history: histories to compare its graphs over, `(PARITY_ROWS, window * (1 + 2 obs_dim + act_dim))`.
 
@@ -225,11 +258,19 @@ class Run:
         self.algorithm: Mopo | None = None
         self.data: Data | None = None
         self.adaptation: Adaptation | None = None
+        self.prior: Prior | None = None
         self.policy: Learner
         if isinstance(settings, OnlineSacConfig):
-            environment = make_environment(self.record["dataset"]["env"])
-            self.policy = new_sac(settings, environment, torch.Generator())
+            environment = find_task(self.record["dataset"]["env"])
+            self.policy = new_sac(settings.sac, robot.obs_dim, robot.act_dim, torch.Generator())
             self.obs, self.action = random_motion(environment)
+        elif isinstance(settings, DemonstratedConfig):
+            source = self.config.dataset
+            dataset = load_dataset(source.path or "", env=source.env, control_dt=source.control_dt)
+            self.obs, self.action = near_and_far(dataset)
+            self.policy = new_demonstrated(settings, robot)
+            if isinstance(settings, NppacConfig):
+                self.prior = load_prior(folder / "prior.safetensors")[1]
         else:
             assert isinstance(settings, (MopoConfig, ModelFreeConfig)), "a run with a policy has an algorithm"
             source = self.config.dataset
@@ -260,14 +301,59 @@ class Run:
         return self.policy
 
 
-def random_motion(environment: Environment) -> tuple[Tensor, Tensor]:
+def new_demonstrated(settings: Any, robot: RobotDescription) -> Learner:
+    """An untrained learner of an algorithm with demonstrations."""
+    generator = torch.Generator()
+    if isinstance(settings, NppacConfig):
+        return PriorActorCritic(robot.obs_dim, robot.act_dim, settings, generator)
+    if isinstance(settings, OnlineAwacConfig):
+        return new_awac(settings, robot.obs_dim, robot.act_dim, generator)
+    return new_sac(settings.sac, robot.obs_dim, robot.act_dim, generator)
+
+
+def near_and_far(dataset: TransitionDataset) -> tuple[Tensor, Tensor]:
+    """Observations of demonstrations and, every second row, of places `FAR` standard deviations away from them.
+
+    Returns:
+        Observations and commands, `(PARITY_ROWS, dim)` each.
+    """
+    generator = np.random.default_rng(0)
+    rows = generator.integers(0, len(dataset), PARITY_ROWS)
+    away = generator.standard_normal((PARITY_ROWS, dataset.obs_dim)) * (np.arange(PARITY_ROWS) % 2)[:, None]
+    obs = dataset.observations[rows] + FAR * dataset.observations.std(0) * away
+    return torch.from_numpy(obs.astype(np.float32)), torch.from_numpy(dataset.actions[rows])
+
+
+def confidence_range(prior: PriorGraph, obs: Tensor) -> PriorSpec:
+    """What the prior's standard deviation is next to the demonstrations and far from them.
+
+    Args:
+        prior: in command units.
+        obs: as `near_and_far` gives them.
+
+    Raises:
+        UserError: it is no larger far from them, so that it tells no confidence.
+    """
+    with torch.no_grad():
+        doubt = prior(obs)[1].mean(1)
+    near, far = (float(doubt[start::2].median()) for start in (0, 1))
+    if not near < far:
+        raise UserError(
+            f"the prior's standard deviation is {near:.2g} next to the demonstrations and {far:.2g} far from them, so "
+            "it tells nothing of where the policy can be trusted; fit a Gaussian process (prior=sparse-gp), or export "
+            "without it (prior=false)."
+        )
+    return PriorSpec(near=near, far=far)
+
+
+def random_motion(task: Environment | OpenTask) -> tuple[Tensor, Tensor]:
     """Observations and commands of robots that move at random from their starts: `(PARITY_ROWS, dim)` each."""
     generator = np.random.default_rng(0)
-    shape = (PARITY_ROWS // RANDOM_ROBOTS, RANDOM_ROBOTS, environment.act_dim)
-    commands = environment.commands(generator.uniform(-1.0, 1.0, shape))
-    with BatchedPlant(environment, [environment.model()] * RANDOM_ROBOTS) as plant:
-        seen = [plant.reset(generator), *(plant.step(command)[0] for command in commands)]
-    obs, action = (torch.from_numpy(np.concatenate(values)).float() for values in (seen[:-1], commands))
+    robots = robots_of(task, RANDOM_ROBOTS, 0)
+    actions = generator.uniform(-1.0, 1.0, (PARITY_ROWS // RANDOM_ROBOTS, RANDOM_ROBOTS, task.act_dim))
+    seen = [robots.start(), *(robots.step(action).obs for action in actions)]
+    robots.close()
+    obs, action = (torch.from_numpy(np.concatenate(values)).float() for values in (seen[:-1], task.commands(actions)))
     return obs, action
 
 
@@ -309,6 +395,7 @@ def export(
     signing_key: Ed25519PrivateKey | None = None,
     longest_delay: int = DelaySpec().most,
     plan: PlanSpec | None = None,
+    with_prior: bool = True,
 ) -> float:
     """Write the bundle of a run; returns the largest difference between torch and onnxruntime.
 
@@ -319,6 +406,7 @@ def export(
         longest_delay: delay of the loop, in control periods, up to which the controller finds it and makes up for it
             with the world model; 0 for a controller that takes commands to act at once.
         plan: how far ahead every command is planned, None for the policy by itself.
+        with_prior: whether the prior of demonstrations goes with the policy, where there is one.
 
     Raises:
         UserError: the run is not whole, the graphs differ, the delay is not possible, or there is no world model to
@@ -356,6 +444,14 @@ def export(
         worst = max(worst, check_parity(adaptation, parts[ADAPTATION], histories, ADAPTATION))
         with torch.no_grad():
             golden |= {"history": run.history, "estimate": adaptation(run.history)}
+    doubt = None
+    if run.prior is not None and with_prior:
+        prior = PriorGraph(run.prior, low, high)
+        doubt = confidence_range(prior, obs)
+        parts[PRIOR] = to_onnx(prior, {"obs": obs}, ["prior_mean", "prior_std"])
+        worst = max(worst, check_parity(prior, parts[PRIOR], {"obs": obs}, PRIOR, PRIOR_TOLERANCE))
+        with torch.no_grad():
+            golden["prior_mean"], golden["prior_std"] = prior(obs)
     origin = provenance(run)
     spec = BundleSpec(
         robot=robot,
@@ -363,6 +459,7 @@ def export(
         context=context,
         delay=delay,
         plan=plan,
+        prior=doubt,
         provenance=origin,
     )
     rows_kept = {name: value[:GOLDEN_ROWS].numpy() for name, value in golden.items()}
@@ -420,7 +517,7 @@ def main(config: DictConfig) -> None:
     name = read_json(folder / "run.json")["config"]["algorithm"]["name"]
     output = Path(config.output) if config.output else folder / f"{name}.bundle"
     key = read_signing_key(Path(config.signing_key)) if config.signing_key else None
-    worst = export(folder, output, key, config.longest_delay, _plan(config.plan))
+    worst = export(folder, output, key, config.longest_delay, _plan(config.plan), config.prior)
     print(f"{output}: torch and onnxruntime agree to {worst:.1e} over {PARITY_ROWS:,} rows")
     if key is not None:
         print(f"signed by the key {fingerprint(key.public_key())}")

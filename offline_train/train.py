@@ -25,20 +25,25 @@ from offline_train.algorithms.augwm import AugWm, AugWmConfig
 from offline_train.algorithms.augwm_actuators import ActuatorAugWm, ActuatorAugWmConfig
 from offline_train.algorithms.augwm_mabe import MabeAugWm, MabeAugWmConfig
 from offline_train.algorithms.awac import Awac, AwacConfig
+from offline_train.algorithms.awac_online import OnlineAwac, OnlineAwacConfig
 from offline_train.algorithms.awbc import Awbc, AwbcConfig
 from offline_train.algorithms.base import Algorithm, Learner, Settings
 from offline_train.algorithms.bc import Bc, BcConfig
 from offline_train.algorithms.brac import Brac, BracConfig
 from offline_train.algorithms.combo import Combo, ComboConfig
 from offline_train.algorithms.cql import Cql, CqlConfig
+from offline_train.algorithms.demonstrated import Demonstrated, DemonstratedConfig
 from offline_train.algorithms.edac import Edac, EdacConfig
 from offline_train.algorithms.iql import Iql, IqlConfig
 from offline_train.algorithms.mabe import Mabe, MabeConfig
 from offline_train.algorithms.model_free import ModelFree, ModelFreeConfig
 from offline_train.algorithms.mopo import Mopo, MopoConfig
 from offline_train.algorithms.morel import Morel, MorelConfig
+from offline_train.algorithms.nppac import Nppac, NppacConfig
+from offline_train.algorithms.online import OnlineConfig
 from offline_train.algorithms.rma import Rma, RmaConfig
 from offline_train.algorithms.sac import SacConfig
+from offline_train.algorithms.sac_bc import SacBc, SacBcConfig
 from offline_train.algorithms.sac_online import OnlineSac, OnlineSacConfig
 from offline_train.algorithms.td3_bc import Td3Bc, Td3BcConfig
 from offline_train.checkpoint import load_checkpoint, save_checkpoint
@@ -47,9 +52,14 @@ from offline_train.metrics import MetricsLog, read_metrics
 from offline_train.models.ensemble import DynamicsEnsemble, TerminationRule
 from offline_train.models.fit import EnsembleConfig, EnsembleTrainer, fit_data, holdout_error, set_normalisers
 from offline_train.models.rollout import HORIZONS, horizon_error
+from offline_train.priors.base import Prior
+from offline_train.priors.ensemble import EnsembleConfig as PriorEnsembleConfig
+from offline_train.priors.fit import AnyPriorConfig, fit_prior, load_prior, save_prior
+from offline_train.priors.sparse_gp import SparseGpConfig
 from offline_train.replay import Batch
 from sim.environments import Environment, make_environment
-from sim.mujoco_plant import find_world, load_robot, name_world
+from sim.gymnasium_tasks import OpenTask, find_task, judge, robot_of, robots_of
+from sim.mujoco_plant import find_world, name_world
 from sim.perturb import NOMINAL, Perturbation
 from sim.terminations import TERMINATIONS
 from sim.worlds import steady_world
@@ -101,11 +111,15 @@ class TrainConfig(BaseModel):
         | CqlConfig
         | EdacConfig
         | BracConfig
+        | NppacConfig
+        | SacBcConfig
+        | OnlineAwacConfig
         | NoAlgorithm,
         Field(discriminator="name"),
     ]
     dataset: DatasetConfig
     robot: RobotDescription | None = None
+    prior: AnyPriorConfig | None = None
     suite: str | None = None
     world: str | None = None
     perturbation: dict[str, Any] | None = None
@@ -143,15 +157,20 @@ class Data:
 
     def packed(self, part: TransitionDataset) -> Tensor:
         """Packed rows of one part, with actions in [-1, 1]."""
-        rows = torch.from_numpy(part.packed()).to(self.device)
-        low, high = (torch.tensor(v, dtype=torch.float32) for v in (self.robot.action.low, self.robot.action.high))
-        columns = slice(part.obs_dim, part.obs_dim + part.act_dim)
-        rows[:, columns] = (2.0 * (rows[:, columns] - low) / (high - low) - 1.0).clamp(-1.0, 1.0)
-        return rows
+        return packed(part, self.robot).to(self.device)
 
     def batch(self, part: TransitionDataset) -> Batch:
         """One part as a batch."""
         return Batch.unpack(self.packed(part), part.obs_dim, part.act_dim)
+
+
+def packed(dataset: TransitionDataset, robot: RobotDescription) -> Tensor:
+    """Packed rows of a data set, with actions in [-1, 1] of the robot's command range."""
+    rows = torch.from_numpy(dataset.packed())
+    low, high = (torch.tensor(v, dtype=torch.float32) for v in (robot.action.low, robot.action.high))
+    columns = slice(dataset.obs_dim, dataset.obs_dim + dataset.act_dim)
+    rows[:, columns] = (2.0 * (rows[:, columns] - low) / (high - low) - 1.0).clamp(-1.0, 1.0)
+    return rows
 
 
 def check_fit(source: str, obs_dim: int, act_dim: int, control_dt: float, robot: RobotDescription) -> None:
@@ -317,7 +336,7 @@ def train_policy(
     config: TrainConfig,
     settings: Settings,
     algorithm: Algorithm,
-    environment: Environment,
+    environment: Environment | OpenTask,
     evaluate: Callable[[], dict[str, float]] = dict,
     world: Perturbation = NOMINAL,
     name: str = "policy",
@@ -351,12 +370,8 @@ def train_policy(
             if epoch % config.evaluate_every == 0 or algorithm.finished:
                 figures |= evaluate()
                 if config.evaluation_episodes:
-                    figures["return"] = simulator_return(
-                        algorithm.act_nominal, environment, config.evaluation_episodes, config.seed, world=world
-                    )
+                    figures |= evaluated(config, settings, algorithm, environment, world)
                     note = f"return {figures['return']:,.0f}"
-                    if environment.config.d4rl is not None and world == NOMINAL:
-                        figures["d4rl_score"] = environment.config.d4rl.score(figures["return"])
             log.write(algorithm.updates, figures)
             move(algorithm.updates, note)
             if isinstance(algorithm, OnlineSac) and epoch % algorithm.config.snapshot_every == 0:
@@ -366,11 +381,28 @@ def train_policy(
     if isinstance(algorithm, OnlineSac) and algorithm.config.keep_replay:
         place = f"perturbations={config.suite} world={config.world} " * (config.world is not None)
         source = f"surefoot train algorithm=sac dataset.env={environment.name} {place}seed={config.seed}, the replay"
-        save_npz(algorithm.log(source), folder / "replay.npz")
+        save_npz(algorithm.log(environment, source), folder / "replay.npz")
     if isinstance(algorithm, Rma):
         save_checkpoint(folder / "adaptation.safetensors", algorithm.adaptation.state_dict())
     save_checkpoint(final, algorithm.policy.state_dict())
     part.unlink(missing_ok=True)
+
+
+def evaluated(
+    config: TrainConfig, settings: Settings, algorithm: Algorithm, task: Environment | OpenTask, world: Perturbation
+) -> dict[str, float]:
+    """The deterministic policy's mean return, with D4RL's score, and in a task with goals the share of successes."""
+    episodes, seed = config.evaluation_episodes, config.seed
+    if not isinstance(task, OpenTask):
+        mean_return = simulator_return(algorithm.act_nominal, task, episodes, seed, world=world)
+        reference = task.config.d4rl if world == NOMINAL else None
+        return {"return": mean_return} | ({} if reference is None else {"d4rl_score": reference.score(mean_return)})
+    assert isinstance(settings, OnlineConfig), "nothing else learns in tasks of gymnasium"
+
+    def act(obs: np.ndarray) -> np.ndarray:
+        return algorithm.act_nominal(torch.from_numpy(obs).float()).cpu().numpy()
+
+    return judge(act, task, episodes, seed, settings.episode_steps)
 
 
 def snapshot_path(folder: Path, steps: int) -> Path:
@@ -389,6 +421,8 @@ def run(config: TrainConfig) -> Path:
     check_source(config)
     if isinstance(config.algorithm, OnlineSacConfig):
         run_online(config, config.algorithm)
+    elif isinstance(config.algorithm, DemonstratedConfig):
+        run_with_demonstrations(config, config.algorithm)
     else:
         run_offline(config, config.algorithm)
     return config.output
@@ -416,13 +450,17 @@ def check_source(config: TrainConfig) -> None:
         )
     if name == "none" and config.start_from is not None:
         raise UserError("algorithm=none trains no policy that could start from an earlier one; leave start_from out.")
-    if isinstance(config.algorithm, ModelFreeConfig) and config.start_from is not None:
+    if isinstance(config.algorithm, DemonstratedConfig) and config.world_model is not None:
+        raise UserError(f"algorithm={name} learns in the simulator itself; leave world_model out.")
+    if config.prior is not None and not isinstance(config.algorithm, NppacConfig):
+        raise UserError(f"algorithm={name} is held to no prior of demonstrations; leave prior out.")
+    if isinstance(config.algorithm, (ModelFreeConfig, DemonstratedConfig)) and config.start_from is not None:
         raise UserError(f"algorithm={name} starts from no earlier policy; leave start_from out.")
 
 
 def run_online(config: TrainConfig, settings: OnlineSacConfig) -> None:
     """Train in the simulator."""
-    environment = make_environment(config.dataset.env or "")
+    environment = find_task(config.dataset.env or "")
     config, robot = with_robot(config, environment)
     check_fit(
         f"the environment '{environment.name}'",
@@ -438,16 +476,74 @@ def run_online(config: TrainConfig, settings: OnlineSacConfig) -> None:
     start = earlier_policy(config, (settings.name,), settings.sac, environment.name)
     prepare_folder(config)
     write_json(config.output / "run.json", run_record(config, {"sha256": "", "env": environment.name, "rows": 0}))
-    algorithm = OnlineSac(settings, environment, config.seed, config.device, world, start)
+    robots = robots_of(environment, settings.robots, config.seed, world)
+    algorithm = OnlineSac(settings, robots, config.seed, config.device, start)
     train_policy(config, settings, algorithm, environment, world=world)
 
 
-def training_world(config: TrainConfig, settings: OnlineSacConfig, environment: Environment) -> Perturbation:
+def run_with_demonstrations(config: TrainConfig, settings: NppacConfig | SacBcConfig | OnlineAwacConfig) -> None:
+    """Train in the simulator that demonstrations are from, where the algorithm has one with their prior."""
+    source, folder = config.dataset, config.output
+    dataset = load_dataset(source.path or "", env=source.env, control_dt=source.control_dt)
+    task = find_task(dataset.metadata.env)
+    if isinstance(settings, NppacConfig) and config.prior is None:
+        prior_by_default = (
+            PriorEnsembleConfig(name="mle", members=1) if settings.name == "brac-online" else SparseGpConfig()
+        )
+        config = config.model_copy(update={"prior": prior_by_default})
+    config, robot = with_robot(config, task)
+    check_fit("the data set", dataset.obs_dim, dataset.act_dim, dataset.metadata.control_dt, robot)
+    prepare_folder(config)
+    described = {"sha256": dataset.metadata.sha256, "env": task.name, "rows": len(dataset)}
+    write_json(folder / "run.json", run_record(config, described))
+    demonstrations = Batch.unpack(packed(dataset, robot).to(config.device), dataset.obs_dim, dataset.act_dim)
+    robots = robots_of(task, settings.robots, config.seed)
+    algorithm: Demonstrated
+    if isinstance(settings, NppacConfig):
+        prior = train_prior(config, demonstrations)
+        algorithm = Nppac(settings, robots, prior, demonstrations, config.seed, config.device)
+    elif isinstance(settings, SacBcConfig):
+        algorithm = SacBc(settings, robots, demonstrations, config.seed, config.device)
+    else:
+        algorithm = OnlineAwac(settings, robots, demonstrations, config.seed, config.device)
+    pretrain(config, algorithm)
+    train_policy(config, settings, algorithm, task)
+
+
+def train_prior(config: TrainConfig, demonstrations: Batch) -> Prior:
+    """Fit the prior, or take up the one that the run's folder has."""
+    path = config.output / "prior.safetensors"
+    settings = config.prior
+    assert settings is not None, "a run with demonstrations has a prior"
+    if config.resume and path.is_file():
+        return load_prior(path)[1]
+    with progress_bar(f"prior, {settings.name}", settings.steps, "steps") as move:
+        prior = fit_prior(settings, demonstrations.obs, demonstrations.action, config.seed, move)
+    save_prior(path, settings, prior)
+    return prior
+
+
+def pretrain(config: TrainConfig, algorithm: Demonstrated) -> None:
+    """Learn from the demonstrations before the robots move, or take up the one that the run's folder has."""
+    path = config.output / "pretrained.safetensors"
+    if config.resume and path.is_file():
+        algorithm.load_pretrained(load_checkpoint(path))
+        return
+    with progress_bar("pretraining", algorithm.pretrain_steps, "steps") as move:
+        algorithm.pretrain(move)
+    save_checkpoint(path, algorithm.pretrained())
+
+
+def training_world(config: TrainConfig, settings: OnlineSacConfig, environment: Environment | OpenTask) -> Perturbation:
     """Return the world to learn in, the original one where none is chosen.
 
     Raises:
-        UserError: there is no such world, it changes during the episode, or it has noise or delays.
+        UserError: there is no such world, it changes during the episode, it has noise or delays, or the task has none.
     """
+    if isinstance(environment, OpenTask):
+        if config.suite or config.world:
+            raise UserError(f"there are no changed worlds of '{environment.name}'; leave perturbations and world out.")
+        return NOMINAL
     place = name_world(config.suite, config.world, None, settings.episode_steps, environment)
     world = find_world(place, environment=environment)
     steady_world(environment, world)
@@ -542,9 +638,9 @@ def with_ensemble(config: TrainConfig) -> TrainConfig:
     return config.model_copy(update={"ensemble": EnsembleConfig(**earlier)})
 
 
-def with_robot(config: TrainConfig, environment: Environment) -> tuple[TrainConfig, RobotDescription]:
+def with_robot(config: TrainConfig, environment: Environment | OpenTask) -> tuple[TrainConfig, RobotDescription]:
     """Return the settings with a robot, where none is chosen the environment's own, and that robot."""
-    robot = config.robot or load_robot(environment.robot)
+    robot = config.robot or robot_of(environment)
     return config.model_copy(update={"robot": robot}), robot
 
 
@@ -612,9 +708,11 @@ def describe(folder: Path) -> str:
     evaluated = [figures for figures in read_metrics(folder / "metrics.jsonl") if "return" in figures]
     if not evaluated:
         return ""
-    last, environment = evaluated[-1], make_environment(read_json(folder / "run.json")["dataset"]["env"])
-    score = f", D4RL score {last['d4rl_score']:.1f} ({environment.d4rl_note})" if "d4rl_score" in last else ""
-    return f"return in {environment.name} after {last['step']:,} updates: {last['return']:,.0f}{score}\n"
+    last, task = evaluated[-1], find_task(read_json(folder / "run.json")["dataset"]["env"])
+    score = ""
+    if "d4rl_score" in last and isinstance(task, Environment):
+        score = f", D4RL score {last['d4rl_score']:.1f} ({task.d4rl_note})"
+    return f"return in {task.name} after {last['step']:,} updates: {last['return']:,.0f}{score}\n"
 
 
 @command("train")

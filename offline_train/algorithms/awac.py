@@ -67,6 +67,10 @@ class Awac(Learner):
             [{"params": p, "weight_decay": decay} for p, decay in groups], lr=config.learning_rate, fused=True
         )
 
+    def explore(self, obs: Tensor) -> Tensor:
+        """Draw an action `(batch, act_dim)` for raw observations `(batch, obs_dim)`."""
+        return self.actor.sample(self.actor(self.normalise(obs)), self.generator)
+
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """One gradient step of critics and actor, each with the other as it was at its start; then of the targets."""
         config = self.config

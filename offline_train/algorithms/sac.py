@@ -212,9 +212,7 @@ class Sac(Learner):
         self.critics.requires_grad_(False)
         values = self.critics(obs, proposal.action)
         self.critics.requires_grad_(True)
-        policy_loss = actor_loss(values, proposal.log_prob, alpha)
-        if self.anchor is not None:
-            policy_loss = policy_loss + anchor_loss(self.actor(obs), self.anchor.actor(obs), values, self.anchor.weight)
+        policy_loss = actor_loss(values, proposal.log_prob, alpha) + self._pull(obs, values)
         entropy_loss = temperature_loss(self.log_alpha, proposal.log_prob.detach(), self.target_entropy)
         (policy_loss + entropy_loss).backward()
         self.optimizer.step()
@@ -231,6 +229,12 @@ class Sac(Learner):
     def _propose(self, obs: Tensor) -> ActionSample:
         """Actions for standardised observations, and what stands for log pi in the losses: here itself."""
         return self.actor.sample(obs, self.generator)
+
+    def _pull(self, obs: Tensor, values: Tensor) -> Tensor | float:
+        """What the policy's loss has besides, a scalar: here what holds a policy that is trained on."""
+        if self.anchor is None:
+            return 0.0
+        return anchor_loss(self.actor(obs), self.anchor.actor(obs), values, self.anchor.weight)
 
     @torch.no_grad()
     def _target(self, batch: Batch, next_obs: Tensor, alpha: Tensor) -> Tensor:

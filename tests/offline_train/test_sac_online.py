@@ -23,6 +23,7 @@ from offline_train.export import Run
 from offline_train.metrics import read_metrics
 from offline_train.replay import Batch
 from sim.environments import Environment, EnvironmentConfig, make_environment
+from sim.online_robots import PlantRobots
 from sim.perturb import NOMINAL, Perturbation
 from sim.worlds import timeline
 
@@ -78,7 +79,8 @@ def make(
         "steps_per_update": 1,
         "sac": SacConfig(hidden=[16, 16], learning_rate=3e-3, target_entropy=None),
     }
-    return OnlineSac(OnlineSacConfig(**small | settings), environment, seed, world=world, start=start)
+    config = OnlineSacConfig(**small | settings)
+    return OnlineSac(config, PlantRobots(environment, config.robots, seed, world), seed, start=start)
 
 
 def stored(algorithm: OnlineSac) -> Batch:
@@ -205,7 +207,7 @@ def test_physics_is_that_of_the_changed_world() -> None:
     environment = make_environment("hopper")
     algorithm = make(environment, world=LONG, random_steps=4, updates=1)
     model = timeline(environment, LONG)[0].model
-    before = algorithm.plant.states
+    before = algorithm.robots.plant.states
     algorithm.train_epoch()
     data = mujoco.MjData(model)
     for lane, state in enumerate(before):
@@ -232,18 +234,18 @@ def test_exploration_return_is_that_of_the_episodes_that_ended() -> None:
 
 def test_commands_fill_the_range_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     algorithm = make(make_environment("quadruped-walk"), random_steps=8, updates=4)
-    sent, step = [], algorithm.plant.step
-    monkeypatch.setattr(algorithm.plant, "step", lambda command: sent.append(command) or step(command))
+    sent, step = [], algorithm.robots.plant.step
+    monkeypatch.setattr(algorithm.robots.plant, "step", lambda command: sent.append(command) or step(command))
     algorithm.train_epoch()
     actions = stored(algorithm).action.numpy()
-    np.testing.assert_allclose(np.stack(sent), algorithm.environment.commands(actions), rtol=1e-6)
+    np.testing.assert_allclose(np.stack(sent), algorithm.robots.environment.commands(actions), rtol=1e-6)
     assert np.abs(actions).max() <= 1.0
 
 
 def test_same_seed_same_bits_and_another_seed_others() -> None:
     first, again, other = (finish(make(make_environment("hopper"), seed)).state_dict() for seed in (3, 3, 4))
     assert state_equal(first, again)
-    assert not state_equal(first["sac"], other["sac"])
+    assert not state_equal(first["policy"], other["policy"])
 
 
 @pytest.mark.parametrize(("name", "world"), [("hopper", NOMINAL), ("hopper", LONG), ("quadruped-walk", NOMINAL)])
@@ -361,11 +363,11 @@ def test_goes_on_from_an_earlier_policy() -> None:
     first = finish(make(point())).sac
     second = make(point(), seed=1, world=DEAD, start=copy.deepcopy(first.state_dict()))
     assert state_equal(second.sac.state_dict(), first.state_dict())
-    start, noise = second.obs.copy(), second.generator.get_state()
+    start, noise = second.obs.clone(), second.generator.get_state()
     second.train_epoch()
     # Before its first update it acts as the earlier policy explores, and not at random.
     first.generator.set_state(noise)
-    assert torch.equal(stored(second).action[0], first.explore(torch.from_numpy(start).float()))
+    assert torch.equal(stored(second).action[0], first.explore(start))
 
 
 def test_run_goes_on_from_an_earlier_one(train: CommandLine, tmp_path: Path) -> None:
