@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from adapters.command import command
-from adapters.datasets import TransitionDataset, load_dataset
+from adapters.datasets import TransitionDataset
 from adapters.errors import UserError
 from adapters.files import atomic_path, read_json
 from deploy.bundle import ADAPTATION, BundleSpec, DelaySpec, PlanSpec, Provenance, write_bundle
@@ -36,6 +36,7 @@ from offline_train.train import (
     load_world_model,
     make_algorithm,
     make_model_free,
+    open_log,
     snapshot_path,
     snapshot_steps,
 )
@@ -232,8 +233,7 @@ class Run:
             self.obs, self.action = random_motion(environment)
         else:
             assert isinstance(settings, (MopoConfig, ModelFreeConfig)), "a run with a policy has an algorithm"
-            source = self.config.dataset
-            dataset = load_dataset(source.path or "", env=source.env, control_dt=source.control_dt)
+            dataset = open_log(self.config.dataset)
             self.data = Data(dataset, robot, self.config.ensemble.holdout_fraction, "cpu")
             rows = np.random.default_rng(0).integers(0, len(dataset), PARITY_ROWS)
             self.obs, self.action = (torch.from_numpy(v[rows]) for v in (dataset.observations, dataset.actions))

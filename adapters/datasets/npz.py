@@ -75,6 +75,7 @@ def _read_metadata(text: str, path: Path) -> Metadata:
             action_names=tuple(map(str, content["action_names"])),
             source=str(content["source"]),
             sha256=str(content["sha256"]),
+            synthetic=content.get("synthetic"),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
