@@ -60,12 +60,13 @@ class Critics(nn.Module):
         layers = nn.ModuleList(EnsembleLinear(members, a, b, generator) for a, b in itertools.pairwise(sizes))
         self.layers = layers  # type: ignore[assignment]  # torch's list does not say of what
 
-    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
-        """Return every member's value, `(members, batch)`."""
-        hidden = torch.cat([obs, action], dim=-1).expand(self.members, -1, -1)
+    def forward(self, obs: Tensor, action: Tensor, chosen: Tensor | None = None) -> Tensor:
+        """Return every member's value, or those of the `chosen` members alone, `(members, batch)`."""
+        members = self.members if chosen is None else len(chosen)
+        hidden = torch.cat([obs, action], dim=-1).expand(members, -1, -1)
         for layer in self.layers[:-1]:
-            hidden = functional.relu(layer(hidden))
-        return self.layers[-1](hidden).squeeze(-1)
+            hidden = functional.relu(layer(hidden, chosen))
+        return self.layers[-1](hidden, chosen).squeeze(-1)
 
     def first(self, obs: Tensor, action: Tensor) -> Tensor:
         """Return the first member's value alone, `(batch,)`, at a share of the cost."""

@@ -32,9 +32,11 @@ from offline_train.algorithms.edac import Edac, EdacConfig
 from offline_train.algorithms.iql import Iql, IqlConfig
 from offline_train.algorithms.model_free import ModelFree, ModelFreeConfig
 from offline_train.algorithms.mopo import Mopo, MopoConfig
+from offline_train.algorithms.redq import RedqConfig
 from offline_train.algorithms.rma import Rma, RmaConfig
 from offline_train.algorithms.sac import SacConfig
 from offline_train.algorithms.sac_online import OnlineSac, OnlineSacConfig
+from offline_train.algorithms.synther_online import OnlineSynther, OnlineSyntherConfig
 from offline_train.algorithms.td3_bc import Td3Bc, Td3BcConfig
 from offline_train.checkpoint import load_checkpoint, save_checkpoint
 from offline_train.evaluate import model_return, simulator_return
@@ -87,6 +89,8 @@ class TrainConfig(BaseModel):
         | ActuatorAugWmConfig
         | RmaConfig
         | OnlineSacConfig
+        | RedqConfig
+        | OnlineSyntherConfig
         | BcConfig
         | Td3BcConfig
         | IqlConfig
@@ -471,7 +475,8 @@ def run_online(config: TrainConfig, settings: OnlineSacConfig) -> None:
     start = earlier_policy(config, (settings.name,), settings.sac, environment.name)
     prepare_folder(config)
     write_json(config.output / "run.json", run_record(config, {"sha256": "", "env": environment.name, "rows": 0}))
-    algorithm = OnlineSac(settings, environment, config.seed, config.device, world, start)
+    kind = OnlineSynther if isinstance(settings, OnlineSyntherConfig) else OnlineSac
+    algorithm = kind(settings, environment, config.seed, config.device, world, start)
     train_policy(config, settings, algorithm, environment, world=world)
 
 

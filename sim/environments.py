@@ -148,6 +148,16 @@ class Environment(ABC):
             sensors: `(n, nsensordata)` there; may be left out where the task reads none.
         """
 
+    def states(self, observations: np.ndarray) -> np.ndarray:
+        """Return states `(n, nstate)` of which the observations `(n, obs_dim)` are made, where they tell the state.
+
+        Raises:
+            UserError: they do not.
+        """
+        raise UserError(
+            f"the observations of '{self.name}' do not tell the simulator's state; take a task of gymnasium."
+        )
+
     @abstractmethod
     def reward(
         self, states: np.ndarray, actions: np.ndarray, next_states: np.ndarray, next_sensors: np.ndarray | None = None
@@ -214,6 +224,13 @@ class GymnasiumTask(Environment):
             velocities = observations[:, self._model.nq - skipped :]
             np.clip(velocities, -clip, clip, out=velocities)
         return observations
+
+    def states(self, observations: np.ndarray) -> np.ndarray:
+        """Return the states `(n, nstate)` that the observations tell: at time and place 0, velocities as observed."""
+        states = np.zeros((len(observations), mujoco.mj_stateSize(self._model, FULL_PHYSICS)))
+        first = 1 + self.config.unobserved_positions
+        states[:, first : first + self.obs_dim] = observations
+        return states
 
     def reward(
         self, states: np.ndarray, actions: np.ndarray, next_states: np.ndarray, next_sensors: np.ndarray | None = None

@@ -8,6 +8,7 @@ import numpy as np
 
 from deploy.bundle import Bundle
 from deploy.context import Health
+from sim.environments import Environment
 from sim.plant import BatchedPlant
 
 MIN_CHANGE = 1.0
@@ -94,6 +95,33 @@ class OracleEstimator(_Oracle):
         else:
             ratio = true / np.where(large, predicted, 1.0)
         return np.where(large, np.clip(self.nominal * ratio, self.low, self.high), self.nominal)
+
+
+def true_step(
+    environment: Environment, observations: np.ndarray, actions: np.ndarray, lanes: int = 1_000
+) -> tuple[np.ndarray, np.ndarray]:
+    """Set the simulator to each observation, hold the action for a control period, and see what happens.
+
+    Args:
+        environment: the task; its observations tell the state.
+        observations: `(n, obs_dim)`.
+        actions: `(n, act_dim)` in command units.
+        lanes: how many are stepped at once.
+
+    Returns:
+        Next observations `(n, obs_dim)` and rewards `(n,)`.
+
+    Raises:
+        UserError: the task's observations do not tell the state.
+    """
+    outcomes = []
+    for start in range(0, len(observations), lanes):
+        states = environment.states(observations[start : start + lanes])
+        with BatchedPlant(environment, [environment.model()] * len(states)) as plant:
+            plant.reset(states=states)
+            outcomes.append(plant.step(actions[start : start + lanes])[:2])
+    next_observations, rewards = zip(*outcomes, strict=True)
+    return np.concatenate(next_observations), np.concatenate(rewards)
 
 
 def make_oracle(plant: BatchedPlant, bundle: Bundle) -> OracleEstimator | ActuatorOracle:

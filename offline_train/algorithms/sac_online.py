@@ -37,6 +37,7 @@ class OnlineSacConfig(BaseModel):
     )
     robots: int = Field(default=10, ge=1, description="robots simulated side by side")
     steps_per_update: int = Field(default=2, ge=1, description="control steps for each gradient step; divides robots")
+    updates_per_step: int = Field(default=1, ge=1, description="gradient steps in a row where one would be due")
     episode_steps: int = Field(default=1_000, ge=1, description="control steps of an episode that does not end before")
     snapshot_every: int = Field(default=10, ge=1, description="epochs between two kept behaviour policies")
     sac: SacConfig = SacConfig(hidden=[128, 128], learning_rate=5e-4, target_entropy=None, initial_temperature=0.1)
@@ -46,6 +47,10 @@ class OnlineSacConfig(BaseModel):
         if self.robots % self.steps_per_update:
             raise ValueError(f"steps_per_update {self.steps_per_update} does not divide the {self.robots} robots")
         return self
+
+    def new_learner(self, obs_dim: int, act_dim: int, generator: torch.Generator) -> Sac:
+        """An untrained learner, which reads observations as they are."""
+        return Sac(torch.zeros(obs_dim), torch.ones(obs_dim), act_dim, self.sac, generator)
 
 
 class OnlineSac:
@@ -76,7 +81,8 @@ class OnlineSac:
         if start is not None:
             self.sac.load_state_dict(start)
         self.first_actions = self._random_actions if start is None else self.sac.explore
-        capacity = config.random_steps + config.steps_per_update * config.updates + 2 * config.robots
+        acted = config.steps_per_update * -(-config.updates // config.updates_per_step)
+        capacity = config.random_steps + acted + 2 * config.robots
         self.replay = Replay(capacity, environment.obs_dim, environment.act_dim, device)
         worlds = timeline(environment, world)
         self.start_offset = worlds[0].start_offset
@@ -112,8 +118,9 @@ class OnlineSac:
         budget = min(config.steps_per_epoch, config.updates - self.updates)
         while len(figures) < budget:
             returns += self._step(self.sac.explore)
-            due = config.robots // config.steps_per_update
-            figures += [self._update() for _ in range(min(due, budget - len(figures)))]
+            due = config.robots // config.steps_per_update * config.updates_per_step
+            done = self.updates + len(figures)
+            figures += [self._update(done + step) for step in range(min(due, budget - len(figures)))]
         self.updates += budget
         mean_return = float(np.mean(returns)) if returns else float("nan")
         return {"exploration_return": mean_return, **mean_figures(figures)}
@@ -122,8 +129,11 @@ class OnlineSac:
         shape = (len(obs), self.environment.act_dim)
         return 2.0 * torch.rand(shape, generator=self.generator, device=self.device) - 1.0
 
-    def _update(self) -> dict[str, Tensor]:
-        return self.sac.update(self.replay.sample(self.config.batch_size, self.generator))
+    def _update(self, step: int) -> dict[str, Tensor]:
+        return self.sac.update(self._batch(), step)
+
+    def _batch(self) -> Batch:
+        return self.replay.sample(self.config.batch_size, self.generator)
 
     def _step(self, act: Callable[[Tensor], Tensor]) -> list[float]:
         """One control step of every robot; returns the returns of the episodes that it ended."""
@@ -175,6 +185,5 @@ class OnlineSac:
 
 
 def new_sac(config: OnlineSacConfig, environment: Environment, generator: torch.Generator) -> Sac:
-    """An untrained learner for the task, which reads observations as they are."""
-    dim = environment.obs_dim
-    return Sac(torch.zeros(dim), torch.ones(dim), environment.act_dim, config.sac, generator)
+    """An untrained learner for the task."""
+    return config.new_learner(environment.obs_dim, environment.act_dim, generator)

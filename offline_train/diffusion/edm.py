@@ -10,6 +10,7 @@ with noise alone and follows it while sigma falls ends with rows of the data's d
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -121,7 +122,7 @@ def sample(denoiser: Denoise, start: Tensor, config: SamplerConfig, generator: t
 
     levels = noise_levels(config)
     rows = config.sigma_max * start
-    for sigma, following in zip(levels[:-1], levels[1:], strict=True):
+    for sigma, following in itertools.pairwise(levels):
         raised = sigma * (1.0 + _churn(sigma, config))
         if raised > sigma:
             fresh = torch.randn(rows.shape, generator=generator, device=rows.device)
@@ -135,7 +136,7 @@ def sample(denoiser: Denoise, start: Tensor, config: SamplerConfig, generator: t
 
 
 def _churn(sigma: float, config: SamplerConfig) -> float:
-    """gamma of algorithm 2: by what share of itself sigma is raised before a step."""
+    """Gamma of algorithm 2: by what share of itself sigma is raised before a step."""
     if not config.churn_min <= sigma <= config.churn_max:
         return 0.0
     return min(config.churn / config.steps, math.sqrt(2.0) - 1.0)

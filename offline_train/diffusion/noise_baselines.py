@@ -18,13 +18,13 @@ SCALING_RANGE = (0.5, 1.5)
 
 
 def additive_noise(batch: Batch, generator: torch.Generator) -> Batch:
-    """s + e and s' + e' with e, e' ~ N(0, 0.1^2) (RAD, Laskin et al. 2020, in the observations' units)."""
+    """S + e and s' + e' with e, e' ~ N(0, 0.1^2) (RAD, Laskin et al. 2020, in the observations' units)."""
     noise = torch.randn(2, *batch.obs.shape, generator=generator, device=batch.obs.device)
     return batch._replace(obs=batch.obs + ADDITIVE_STD * noise[0], next_obs=batch.next_obs + ADDITIVE_STD * noise[1])
 
 
 def multiplicative_noise(batch: Batch, generator: torch.Generator) -> Batch:
-    """e s and e s' with one e ~ Unif([0.8, 1.2]) for each transition (RAD, Laskin et al. 2020)."""
+    """E s and e s' with one e ~ Unif([0.8, 1.2]) for each transition (RAD, Laskin et al. 2020)."""
     e = draw_scaling(len(batch.obs), 1, *MULTIPLIER_RANGE, "uniform", generator, shared=True)
     return batch._replace(obs=e * batch.obs, next_obs=e * batch.next_obs)
 

@@ -1,4 +1,4 @@
-"""SynthER's model: an elucidated diffusion model of whole transitions, with classifier-free guidance beyond the paper."""
+"""SynthER's model: an elucidated diffusion model of transitions, with classifier-free guidance beyond the paper."""
 
 from __future__ import annotations
 

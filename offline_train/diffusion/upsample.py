@@ -11,15 +11,16 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from adapters.command import command
 from adapters.datasets import TransitionDataset, save_npz
 from adapters.errors import UserError
-from adapters.files import atomic_path, read_json, write_json
+from adapters.files import atomic_path, read_bytes, read_json, write_json
 from adapters.progress import progress_bar
 from offline_train.checkpoint import load_checkpoint, save_checkpoint
+from offline_train.diffusion.conditions import Condition, ConditionConfig, make_condition
 from offline_train.diffusion.fit import Examples, FitConfig, ModelTrainer
 from offline_train.diffusion.noise_baselines import noisy_rows
 from offline_train.diffusion.scale import RowScale
@@ -33,6 +34,9 @@ from offline_train.train import DatasetConfig, commit, open_log
 # Rows drawn together, and kept as one file until all are there. Each such chunk has a generator of its own, so that
 # a sampling that is taken up again ends with the same rows.
 CHUNK = 10_000
+
+Draw = Callable[[int, torch.Generator], Tensor]
+"""How many rows, and a generator, to packed rows `(count, columns)`."""
 
 
 class DiffusionMethod(DiffusionConfig):
@@ -61,6 +65,7 @@ class UpsampleConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     method: Annotated[DiffusionMethod | VaeMethod | NoiseMethod, Field(discriminator="name")]
+    condition: ConditionConfig | None
     dataset: DatasetConfig
     rows: int = Field(ge=1)
     output: Path
@@ -71,33 +76,54 @@ class UpsampleConfig(BaseModel):
     device: Literal["cpu", "cuda"]
     resume: bool
 
+    @model_validator(mode="after")
+    def _makes_sense(self) -> UpsampleConfig:
+        if self.condition is not None and self.method.name != "synther":
+            raise ValueError(f"method={self.method.name} takes no condition; choose method=synther, or leave it out")
+        if self.model is not None and isinstance(self.method, NoiseMethod):
+            raise ValueError(f"method={self.method.name} has no model that could be taken; leave model out")
+        return self
+
 
 def packed(dataset: TransitionDataset, device: str) -> Tensor:
     """The data as packed rows."""
     return torch.from_numpy(dataset.packed()).to(device)
 
 
-def new_model(config: FitConfig, log: Tensor, obs_dim: int, act_dim: int, seed: int) -> TransitionModel:
+def new_model(
+    config: FitConfig, log: Tensor, obs_dim: int, act_dim: int, seed: int, condition_dim: int
+) -> TransitionModel:
     """An unfitted model for the packed rows of a log."""
     scale, generator = RowScale(obs_dim, act_dim).fit(log.cpu()), torch.Generator().manual_seed(seed)
     if isinstance(config, DiffusionConfig):
-        return Diffusion(scale, config, generator).to(log.device)
+        return Diffusion(scale, config, generator, condition_dim).to(log.device)
     assert isinstance(config, VaeConfig), "the other kind of model that is fitted"
     return Vae(scale, config, generator).to(log.device)
 
 
 def fit_model(
-    config: UpsampleConfig, settings: FitConfig, train: TransitionDataset, holdout: TransitionDataset
+    config: UpsampleConfig,
+    settings: FitConfig,
+    train: TransitionDataset,
+    holdout: TransitionDataset,
+    condition: Condition | None,
 ) -> TransitionModel:
-    """Fit the model, or take up a fit, and write it into the run's folder."""
+    """Fit the model, or take up a fit or a fitted model, and write it into the run's folder."""
     final, part = config.output / "model.safetensors", config.output / "model.part.safetensors"
-    log = packed(train, config.device)
-    model = new_model(settings, log, train.obs_dim, train.act_dim, config.seed)
+    logs = [packed(half, config.device) for half in (train, holdout)]
+    dims = train.obs_dim, train.act_dim
+    model = new_model(settings, logs[0], *dims, config.seed, 0 if condition is None else 1)
+    if config.model is not None and not final.is_file():
+        final.write_bytes(read_bytes(config.model / "model.safetensors"))
     if final.is_file():
         model.load_state_dict(load_checkpoint(final))
         return model
+    examples = [
+        Examples(log) if condition is None else condition.examples(half, log)
+        for half, log in zip((train, holdout), logs, strict=True)
+    ]
     generator = torch.Generator(config.device).manual_seed(config.seed)
-    trainer = ModelTrainer(model, Examples(log), Examples(packed(holdout, config.device)), settings, generator)
+    trainer = ModelTrainer(model, *examples, settings, generator)
     if part.is_file():
         trainer.load_state_dict(load_checkpoint(part))
     with (
@@ -117,7 +143,7 @@ def fit_model(
     return fitted
 
 
-def draw_rows(draw: Callable[[int, torch.Generator], Tensor], config: UpsampleConfig, columns: int) -> np.ndarray:
+def draw_rows(draw: Draw, config: UpsampleConfig, columns: int) -> np.ndarray:
     """Draw packed rows `(rows, columns)` chunk by chunk, those left out that an earlier call has drawn.
 
     Args:
@@ -195,7 +221,27 @@ def prepare_folder(config: UpsampleConfig) -> None:
             raise UserError(
                 f"{config.output} was started with other settings; resume with the same, or give another output=FOLDER."
             )
+    if config.model is not None:
+        check_model(config, config.model)
     write_json(record, now | {"commit": commit()})
+
+
+def check_model(config: UpsampleConfig, earlier: Path) -> None:
+    """Refuse the model of an earlier run that is of another kind, size, condition or log than this run asks for.
+
+    Raises:
+        UserError: it is, or there is none.
+    """
+    before, now = read_json(earlier / "run.json")["config"], config_record(config)
+    of_draws = {"method": {"sampler"}, "condition": {"low", "high", "weight"}, "dataset": {"name"}}
+    for key, free in of_draws.items():
+        kept = [{k: v for k, v in (one[key] or {}).items() if k not in free} for one in (before, now)]
+        changed = sorted(k for k in {*kept[0], *kept[1]} if kept[0].get(k) != kept[1].get(k))
+        if changed:
+            raise UserError(
+                f"the model in {earlier} was fitted with other settings ({key}.{f', {key}.'.join(changed)}); give the "
+                "same ones here, or another model."
+            )
 
 
 def run(config: UpsampleConfig) -> Path:
@@ -208,16 +254,23 @@ def run(config: UpsampleConfig) -> Path:
     final = config.output / "synthetic.npz"
     if final.is_file():
         return final
-    method, log = config.method, packed(train, config.device)
-
-    def noisy(count: int, generator: torch.Generator) -> Tensor:
-        return noisy_rows(method.name, log, real.obs_dim, real.act_dim, count, generator)
-
-    draw = noisy if isinstance(method, NoiseMethod) else fit_model(config, method, train, holdout).draw
-    rows = draw_rows(draw, config, log.shape[1])
+    rows = draw_rows(make_draw(config, train, holdout), config, train.packed().shape[1])
     save_npz(synthetic_dataset(rows, real, {"config": config_record(config), "seed": config.seed}), final)
     shutil.rmtree(config.output / "chunks")
     return final
+
+
+def make_draw(config: UpsampleConfig, train: TransitionDataset, holdout: TransitionDataset) -> Draw:
+    """What draws packed rows: the noise, or a model after its fit."""
+    method = config.method
+    if isinstance(method, NoiseMethod):
+        log = packed(train, config.device)
+        return lambda count, generator: noisy_rows(method.name, log, train.obs_dim, train.act_dim, count, generator)
+    condition = None if config.condition is None else make_condition(config.condition, train)
+    model = fit_model(config, method, train, holdout, condition)
+    if condition is None:
+        return model.draw
+    return lambda count, generator: model.draw(count, generator, condition.wish(count, generator))
 
 
 @command("upsample")
