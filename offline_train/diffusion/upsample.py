@@ -233,7 +233,7 @@ def check_model(config: UpsampleConfig, earlier: Path) -> None:
         UserError: it is, or there is none.
     """
     before, now = read_json(earlier / "run.json")["config"], config_record(config)
-    of_draws = {"method": {"sampler"}, "condition": {"low", "high", "weight"}, "dataset": {"name"}}
+    of_draws = {"method": {"sampler", "bf16"}, "condition": {"low", "high", "weight"}, "dataset": {"name"}}
     for key, free in of_draws.items():
         kept = [{k: v for k, v in (one[key] or {}).items() if k not in free} for one in (before, now)]
         changed = sorted(k for k in {*kept[0], *kept[1]} if kept[0].get(k) != kept[1].get(k))

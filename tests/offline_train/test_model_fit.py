@@ -148,5 +148,5 @@ def test_condition_is_learned_and_drawn() -> None:
 
     right = torch.ones(1_000, 1)
     assert share(None) == pytest.approx(0.5, abs=0.15)
-    assert share(Wish(right, 1.0)) > 0.9
-    assert share(Wish(-right, 1.0)) < 0.1
+    assert share(Wish(right, 1.0)) > 0.8
+    assert share(Wish(-right, 1.0)) < 0.2
