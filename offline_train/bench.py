@@ -27,6 +27,7 @@ from adapters.files import write_json
 from adapters.progress import MoveBar, progress_bar
 from deploy.bundle import Bundle
 from offline_train.bench_cases import SPEED_CAPTION, SPEED_CASES, Case, Work, speed_cases, untrained_bundle
+from offline_train.bench_diffusion import DIFFUSION_CAPTION, DIFFUSION_CASES, diffusion_cases
 from sim.context_sweep import sweep, variants_for
 from sim.context_sweep import table as context_table
 from sim.endurance import Endurance, at_rate, endurance_table, endure
@@ -51,7 +52,10 @@ class Benchmark(NamedTuple):
     caption: str
 
 
-BENCHMARKS = {"speed": Benchmark(speed_cases, SPEED_CASES, SPEED_CAPTION)}
+BENCHMARKS = {
+    "speed": Benchmark(speed_cases, SPEED_CASES, SPEED_CAPTION),
+    "diffusion": Benchmark(diffusion_cases, DIFFUSION_CASES, DIFFUSION_CAPTION),
+}
 
 
 class BenchConfig(BaseModel):
@@ -213,6 +217,7 @@ def speed_table(report: dict[str, Any]) -> Table:
 
 REPORTS: dict[str, tuple[Callable[[BenchConfig], dict[str, Any]], Callable[[dict[str, Any]], Table]]] = {
     "speed": (bench, speed_table),
+    "diffusion": (bench, speed_table),
     "context": (context_sweep, lambda report: context_table(report["rows"])),
     "faults": (fault_injection, lambda report: fault_table(report["rows"])),
     "rate": (endurance, endurance_table),
