@@ -72,9 +72,13 @@ def read_returns(folder: Path) -> Returns:
 
 
 def _algorithm(settings: Mapping[str, Any]) -> str:
-    hidden = settings.get("hidden", settings.get("sac", {}).get("hidden"))
-    usual = hidden is None or hidden in ([256, 256], [128, 128]) or settings["name"] in ("edac", "sac-n", "cql")
-    return settings["name"] if usual else f"{settings['name']} {len(hidden)}x{hidden[0]}"
+    """The algorithm in words: its name, its networks where TD3+BC and IQL have larger ones, REDQ's critics and pace."""
+    name, hidden = settings["name"], settings.get("hidden")
+    if hidden is not None and hidden != [256, 256]:
+        return f"{name} {len(hidden)}x{hidden[0]}"
+    if "policy_delay" in settings and "critics" in settings:
+        return f"{name}, {settings['critics']} critics, {settings['updates_per_step']} updates a step"
+    return str(name)
 
 
 def _learned_from(record: Mapping[str, Any]) -> str:

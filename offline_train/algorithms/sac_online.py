@@ -77,7 +77,8 @@ class OnlineSac:
         self.config, self.environment, self.device = config, environment, device
         self.generator = torch.Generator(device).manual_seed(seed)
         self.starts = np.random.default_rng(seed)
-        self.sac = new_sac(config, environment, self.generator).to(device)
+        with torch.device(device):
+            self.sac = new_sac(config, environment, self.generator)
         if start is not None:
             self.sac.load_state_dict(start)
         self.first_actions = self._random_actions if start is None else self.sac.explore

@@ -2,7 +2,8 @@
 
 Every FILE, drawn by surefoot upsample, is compared with the log that it was modelled on: column by column, column
 against column, and transition by transition with the simulator, set to the same state under the same action (Lu et al.
-2023, tables 2 and figure 5). The table is printed, and FOLDER gets fidelity.json and fidelity.png.
+2023, table 2 and figure 5). The table is printed, and FOLDER gets fidelity.json, fidelity.png and, where
+models were sampled in three ways or more, steps.png.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from scipy import stats  # type: ignore[import-untyped]
 from adapters.datasets import TransitionDataset, load_dataset
 from adapters.errors import UserError
 from adapters.files import write_json
-from offline_train.diffusion.fidelity_figure import fidelity_figure
+from offline_train.diffusion.fidelity_figure import fidelity_figure, steps_figure
 from offline_train.train import DatasetConfig, open_log
 from sim.environments import Environment, make_environment
 from sim.oracle import true_step
@@ -170,6 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder, rows = Path(given[0]), report([Path(path) for path in given[1:]])
         write_json(folder / "fidelity.json", [summary(row) for row in rows])
         fidelity_figure(folder / "fidelity.png", rows)
+        steps_figure(folder / "steps.png", rows)
         Console(width=120, highlight=False).print(fidelity_table(rows))
     except UserError as error:
         print(f"surefoot: {error}", file=sys.stderr)

@@ -86,7 +86,7 @@ class ModelTrainer:
     ) -> None:
         self.model, self.train, self.holdout, self.config, self.generator = model, train, holdout, config, generator
         self.average = copy.deepcopy(model).requires_grad_(False)
-        self.parameters = [*model.parameters()]
+        self.parameters: list[Tensor] = [*model.parameters()]
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate, betas=ADAM_BETAS, fused=True)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, config.max_steps)
         self.best_loss = float("inf")

@@ -34,7 +34,8 @@ def dynamics_noise(batch: Batch, generator: torch.Generator) -> Batch:
 
     SynthER's appendix writes a single e; z is per dimension in AugWM itself.
     """
-    z = draw_scaling(*batch.obs.shape, *SCALING_RANGE, "uniform", generator, shared=False)
+    rows, dims = batch.obs.shape
+    z = draw_scaling(rows, dims, *SCALING_RANGE, "uniform", generator, shared=False)
     return batch._replace(next_obs=torch.lerp(batch.obs, batch.next_obs, z))
 
 

@@ -118,12 +118,12 @@ def fit_model(
     if final.is_file():
         model.load_state_dict(load_checkpoint(final))
         return model
-    examples = [
+    examples, held_out = (
         Examples(log) if condition is None else condition.examples(half, log)
         for half, log in zip((train, holdout), logs, strict=True)
-    ]
+    )
     generator = torch.Generator(config.device).manual_seed(config.seed)
-    trainer = ModelTrainer(model, *examples, settings, generator)
+    trainer = ModelTrainer(model, examples, held_out, settings, generator)
     if part.is_file():
         trainer.load_state_dict(load_checkpoint(part))
     with (

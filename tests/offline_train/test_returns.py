@@ -46,8 +46,10 @@ def test_what_was_learned_from_is_said(tmp_path: Path) -> None:
 
 def test_control_steps_of_a_run_in_the_simulator(tmp_path: Path) -> None:
     online = {"name": "redq", "steps_per_update": 1, "updates_per_step": 5, "random_steps": 100}
+    online |= {"critics": 10, "policy_delay": 20}
     found = read_returns(Path(run(tmp_path / "a", [1, 2, 3], path=None, algorithm=online)))
     assert found.online and found.learned_from == "hopper"
+    assert found.algorithm == "redq, 10 critics, 5 updates a step"
     np.testing.assert_array_equal(found.steps, [102, 104, 106])
 
 

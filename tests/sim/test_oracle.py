@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from adapters.errors import UserError
 from sim.environments import make_environment
-from sim.oracle import ActuatorOracle, OracleEstimator
+from sim.oracle import ActuatorOracle, OracleEstimator, true_step
 from sim.perturb import Change, Perturbation
 from sim.perturbed_plant import PerturbedPlant
 from sim.plant import BatchedPlant
@@ -119,3 +120,21 @@ def test_gains_of_actuators_are_read_off_the_models(plant: BatchedPlant) -> None
     found = ActuatorOracle(plant, bundle).context(plant.observe(), None)
     # bthigh, bshin, bfoot, fthigh, fshin, ffoot; mass is no gain, and 1.2 is beyond the range.
     np.testing.assert_allclose(found, [[1] * 6, [1, 0.5, 0, 1.1, 0.5, 1], [1] * 6])
+
+
+@pytest.mark.parametrize("name", ["halfcheetah", "hopper", "walker2d", "ant"])
+def test_true_step_is_what_the_simulator_does_from_there(name: str) -> None:
+    environment, generator = make_environment(name), np.random.default_rng(0)
+    actions = generator.uniform(environment.action_low, environment.action_high, (7, environment.act_dim))
+    with BatchedPlant(environment, [environment.model()] * 7) as plant:
+        obs = plant.reset(generator)
+        after, reward, _ = plant.step(actions)
+    # Three lanes at once, so that the last chunk is a short one. Where the robot is in the plane changes nothing.
+    found, rewards = true_step(environment, obs, actions, lanes=3)
+    np.testing.assert_allclose(found, after, atol=1e-7)
+    np.testing.assert_allclose(rewards, reward, atol=1e-7)
+
+
+def test_true_step_refuses_observations_that_do_not_tell_the_state() -> None:
+    with pytest.raises(UserError, match="'walker-walk' do not tell"):
+        true_step(make_environment("walker-walk"), np.zeros((2, 24)), np.zeros((2, 6)))
