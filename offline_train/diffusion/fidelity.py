@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,11 +24,11 @@ from adapters.errors import UserError
 from adapters.files import write_json
 from offline_train.diffusion.fidelity_figure import fidelity_figure, steps_figure
 from offline_train.train import DatasetConfig, open_log
-from sim.environments import Environment, make_environment
+from sim.environments import make_environment
 from sim.oracle import true_step
 
 # Rows of either side whose columns are compared, and rows that are compared one by one.
-COLUMN_ROWS, SINGLE_ROWS = 50_000, 10_000
+COLUMN_ROWS, SINGLE_ROWS = 50_000, 5_000
 LOG_ITSELF = "the log itself"
 
 
@@ -56,19 +56,33 @@ def nearest_distance(rows: np.ndarray, log: np.ndarray, chunk: int = 500) -> np.
     return torch.cat(nearest).numpy()
 
 
-def dynamics_error(dataset: TransitionDataset, index: np.ndarray, log: TransitionDataset) -> np.ndarray:
-    """Mean squared error of next observation and reward against the simulator, `(n,)`.
+class Judged(NamedTuple):
+    """What the simulator says of transitions.
 
-    Each is in standard deviations of the log, so that fast joints do not drown the others.
+    Attributes:
+        error: mean squared error of next observation and reward, `(n,)`; each is in standard deviations of the log, so
+            that fast joints do not drown the others.
+        scaling: by least squares, how much of the simulator's change of state the transitions have: 1 at the original
+            dynamics, z in a world that moves the state z times as much.
+    """
+
+    error: np.ndarray
+    scaling: float
+
+
+def judge(dataset: TransitionDataset, index: np.ndarray, log: TransitionDataset) -> Judged:
+    """Compare the rows at `index` `(n,)` with what the simulator does in the same states under the same actions.
 
     Raises:
         UserError: the environment's observations do not tell the simulator's state.
     """
-    environment: Environment = make_environment(dataset.metadata.env)
-    after, reward = true_step(environment, dataset.observations[index], dataset.actions[index])
-    said = np.column_stack([dataset.next_observations[index], dataset.rewards[index]])
+    obs, action = dataset.observations[index], dataset.actions[index]
+    after, reward = true_step(make_environment(dataset.metadata.env), obs, action)
     spread = np.column_stack([log.next_observations, log.rewards]).std(0)
-    return np.square((said - np.column_stack([after, reward])) / spread).mean(1)
+    said = np.column_stack([dataset.next_observations[index], dataset.rewards[index]])
+    error = np.square((said - np.column_stack([after, reward])) / spread).mean(1)
+    change, true = ((to - obs) / spread[:-1] for to in (dataset.next_observations[index], after))
+    return Judged(error, float((change * true).sum() / np.square(true).sum()))
 
 
 def compare(
@@ -90,13 +104,16 @@ def compare(
     real, rows = real[:, changing], rows[:, changing]
     columns = [part[generator.permutation(len(part))[:COLUMN_ROWS]] for part in (real, rows)]
     single = generator.permutation(len(rows))[:SINGLE_ROWS]
+    judged = judge(dataset, single, log)
     return {
         "name": name,
         "rows": len(rows),
+        "reward": float(dataset.rewards.mean()),
+        "scaling": judged.scaling,
         "marginal": marginal_score(*columns),
         "correlation": correlation_score(*columns),
         "distance": nearest_distance(rows[single] / scale, real / scale).tolist(),
-        "error": dynamics_error(dataset, single, log).tolist(),
+        "error": judged.error.tolist(),
         "made_by": dataset.metadata.synthetic,
     }
 
@@ -149,13 +166,20 @@ def fidelity_table(rows: Sequence[dict[str, Any]]) -> Table:
     """Lay the figures out for the terminal."""
     table = Table(
         caption="distance: to the nearest transition of the log; error: mean square against the simulator, both in "
-        "standard deviations of the log, median (90 %)",
+        "standard deviations of the log, median (90 %); scaling: of the simulator's change of state; reward: mean",
     )
-    for title in ("", "marginal", "correlation", "distance", "error"):
+    for title in ("", "marginal", "correlation", "distance", "error", "scaling", "reward"):
         table.add_column(title, justify="right" if title else "left")
     for row in map(summary, rows):
         pairs = [f"{row[name][1]:.4g} ({row[name][2]:.4g})" for name in ("distance", "error")]
-        table.add_row(row["name"], f"{row['marginal']:.3f}", f"{row['correlation']:.3f}", *pairs)
+        table.add_row(
+            row["name"],
+            f"{row['marginal']:.3f}",
+            f"{row['correlation']:.3f}",
+            *pairs,
+            f"{row['scaling']:.3f}",
+            f"{row['reward']:.2f}",
+        )
     return table
 
 

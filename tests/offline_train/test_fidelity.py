@@ -13,7 +13,7 @@ from adapters.files import read_json
 from offline_train.diffusion.fidelity import (
     LOG_ITSELF,
     correlation_score,
-    dynamics_error,
+    judge,
     main,
     marginal_score,
     nearest_distance,
@@ -61,8 +61,9 @@ def robot_log() -> TransitionDataset:
 
 
 def test_what_the_simulator_does_has_no_error(robot_log: TransitionDataset) -> None:
-    errors = dynamics_error(robot_log, np.arange(200), robot_log)
-    assert errors.shape == (200,) and errors.max() < 1e-8
+    found = judge(robot_log, np.arange(200), robot_log)
+    assert found.error.shape == (200,) and found.error.max() < 1e-8
+    assert found.scaling == pytest.approx(1.0, abs=1e-6)
 
 
 def test_error_is_the_mean_square_in_deviations_of_the_log(robot_log: TransitionDataset) -> None:
@@ -71,7 +72,14 @@ def test_error_is_the_mean_square_in_deviations_of_the_log(robot_log: Transition
     moved[:, 3] += 0.5 * moved[:, 3].std()
     arrays = {**robot_log.arrays(), "next_observations": moved}
     wrong = TransitionDataset.from_arrays(arrays, robot_log.metadata, "the log")
-    assert dynamics_error(wrong, np.arange(50), robot_log) == pytest.approx(np.full(50, 0.25 / 18), rel=1e-3)
+    assert judge(wrong, np.arange(50), robot_log).error == pytest.approx(np.full(50, 0.25 / 18), rel=1e-3)
+
+
+def test_scaling_is_how_much_of_the_change_there_is(robot_log: TransitionDataset) -> None:
+    slower = robot_log.observations + 0.7 * (robot_log.next_observations - robot_log.observations)
+    arrays = {**robot_log.arrays(), "next_observations": slower}
+    changed = TransitionDataset.from_arrays(arrays, robot_log.metadata, "the log")
+    assert judge(changed, np.arange(200), robot_log).scaling == pytest.approx(0.7, abs=1e-5)
 
 
 def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
