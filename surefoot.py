@@ -11,6 +11,7 @@ from adapters.command import CommandFailed, explain
 COMMANDS = {
     "collect": ("sim.collect", "roll behaviour policies out into a data set"),
     "convert": ("sim.convert", "write a data set in another file form, or for another task"),
+    "upsample": ("offline_train.diffusion.upsample", "draw a larger data set from a model of a log"),
     "train": ("offline_train.train", "train a world model and a policy from logs"),
     "adapt": ("offline_train.adapt", "correct a run with a log of the changed robot"),
     "export": ("offline_train.export", "turn a training run into a bundle for the robot"),

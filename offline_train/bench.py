@@ -28,6 +28,7 @@ from adapters.progress import MoveBar, progress_bar
 from deploy.bundle import Bundle
 from offline_train.bench_algorithms import Budget, Comparison, Log, algorithms_table, compare
 from offline_train.bench_cases import SPEED_CAPTION, SPEED_CASES, Case, Work, speed_cases, untrained_bundle
+from offline_train.bench_diffusion import DIFFUSION_CAPTION, DIFFUSION_CASES, diffusion_cases
 from offline_train.calibration import calibrate, calibration_figure, calibration_table
 from offline_train.prior_bench import prior_bench, prior_figure, prior_table
 from offline_train.priors.fit import FITS
@@ -55,7 +56,10 @@ class Benchmark(NamedTuple):
     caption: str
 
 
-BENCHMARKS = {"speed": Benchmark(speed_cases, SPEED_CASES, SPEED_CAPTION)}
+BENCHMARKS = {
+    "speed": Benchmark(speed_cases, SPEED_CASES, SPEED_CAPTION),
+    "diffusion": Benchmark(diffusion_cases, DIFFUSION_CASES, DIFFUSION_CAPTION),
+}
 
 
 class BenchConfig(BaseModel):
@@ -285,6 +289,7 @@ def speed_table(report: dict[str, Any]) -> Table:
 
 REPORTS: dict[str, tuple[Callable[[BenchConfig], dict[str, Any]], Callable[[dict[str, Any]], Table]]] = {
     "speed": (bench, speed_table),
+    "diffusion": (bench, speed_table),
     "context": (context_sweep, lambda report: context_table(report["rows"])),
     "faults": (fault_injection, lambda report: fault_table(report["rows"])),
     "rate": (endurance, endurance_table),

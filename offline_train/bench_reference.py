@@ -198,6 +198,74 @@ class PlainEdac(PlainSac):
         return {"critic": loss.item(), "actor": actor_loss.item(), "alpha": alpha}
 
 
+class PlainResidual(nn.Module):
+    """One residual layer of `PlainDiffusion`."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """The layer's output beside its input."""
+        return hidden + self.linear(torch.relu(hidden))
+
+
+class PlainDiffusion(nn.Module):
+    """An elucidated diffusion model, with one noise level a row also where all are alike."""
+
+    def __init__(self, dim: int, width: int, depth: int = 6, embedding: int = 128) -> None:
+        super().__init__()
+        self.frequencies = torch.randn(8)
+        self.level = nn.Sequential(nn.Linear(17, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.first = nn.Linear(dim, embedding)
+        layers = [PlainResidual(width) for _ in range(depth)]
+        self.rest = nn.Sequential(nn.Linear(embedding, width), *layers, nn.ReLU(), nn.Linear(width, dim))
+        self.slow = [p.detach().clone() for p in self.parameters()]
+        self.adam = torch.optim.AdamW(self.parameters(), lr=3e-4, betas=(0.9, 0.99), weight_decay=0.0)
+        self.steps = 0
+
+    def denoise(self, rows: Tensor, sigma: Tensor) -> Tensor:
+        """D for rows `(batch, dim)` and their noise levels `(batch,)`."""
+        sigma = sigma[:, None]
+        level = sigma.log() / 4
+        angles = 2 * torch.pi * level * self.frequencies
+        told = self.level(torch.cat([level, angles.sin(), angles.cos()], -1))
+        found = self.rest(self.first(rows / (sigma**2 + 1).sqrt()) + told)
+        return rows / (sigma**2 + 1) + sigma / (sigma**2 + 1).sqrt() * found
+
+    def update(self, rows: np.ndarray) -> float:
+        """One gradient step, every tenth time of the average too."""
+        batch = torch.from_numpy(rows)
+        sigma = (1.2 * torch.randn(len(batch)) - 1.2).exp()
+        noisy = batch + sigma[:, None] * torch.randn_like(batch)
+        error = (self.denoise(noisy, sigma) - batch).pow(2).mean(-1)
+        loss = (error * (sigma**2 + 1) / sigma**2).mean()
+        self.adam.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters(), 1.0)
+        self.adam.step()
+        self.steps += 1
+        if self.steps % 10 == 0:
+            for now, old in zip(self.parameters(), self.slow, strict=True):
+                old.copy_(0.995 * old + 0.005 * now.data)
+        return loss.item()
+
+    def sample(self, rows: int, levels: Sequence[float]) -> Tensor:
+        """Stochastic Heun steps from level to level."""
+        with torch.no_grad():
+            x = levels[0] * torch.randn(rows, self.first.in_features)
+            for now, after in itertools.pairwise(levels):
+                raised = now * (1 + (2**0.5 - 1 if 0.05 <= now <= 50 else 0))
+                x = x + (raised**2 - now**2) ** 0.5 * 1.003 * torch.randn_like(x)
+                slope = (x - self.denoise(x, torch.full((rows,), raised))) / raised
+                ahead = x + (after - raised) * slope
+                if after > 0:
+                    second = (ahead - self.denoise(ahead, torch.full((rows,), after))) / after
+                    ahead = x + (after - raised) * (slope + second) / 2
+                x = ahead
+        return x
+
+
 def mixed_batch(real: Fields, model: Fields, rows: int, generator: np.random.Generator) -> Fields:
     """A batch with one row in twenty from the real transitions."""
     n_real = rows // 20

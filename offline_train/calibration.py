@@ -32,7 +32,7 @@ from offline_train.models.penalties import PENALTIES, measure
 from offline_train.models.rollout import HORIZONS
 from sim.charts import COLOURS
 from sim.environments import Environment, make_environment
-from sim.plant import BatchedPlant
+from sim.oracle import true_step
 
 RESAMPLES = 1_000
 # The error of what was drawn, as published, and of the elites' mean, which has no noise in it.
@@ -89,7 +89,7 @@ def visit(
         prediction = model.draw(obs, action, generator)
         next_obs = obs + prediction.drawn[:, :-1]
         penalties = np.stack([measure(name, prediction, generator).double().numpy() for name in PENALTIES])
-        true, sound = true_step(environment, obs.numpy(), action.numpy())
+        true, _, sound = true_step(environment, obs.numpy(), environment.commands(action.numpy()))
         predicted = np.stack([next_obs.numpy(), (obs + model.mean_change(obs, action)[0]).numpy()])
         errors = np.square(predicted - true).mean(-1)
         left_out += int((~sound).sum())
@@ -100,24 +100,6 @@ def visit(
             break
     start, at, penalty, error = (np.concatenate(part, -1) for part in zip(*rows, strict=True))
     return Visits(start, at, penalty, error, left_out)
-
-
-def true_step(environment: Environment, obs: np.ndarray, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Put the simulator into states and step it once.
-
-    Args:
-        environment: the task.
-        obs: `(n, obs_dim)`.
-        action: `(n, act_dim)` in [-1, 1].
-
-    Returns:
-        The next observations `(n, obs_dim)`, and `(n,)` bool, false where the physics diverged.
-    """
-    with BatchedPlant(environment, [environment.model()] * len(obs)) as plant:
-        plant.reset(states=environment.states_of(obs.astype(np.float64)))
-        true, _, ended = plant.step(environment.commands(action))
-    diverged = ended & ~np.asarray(environment.terminated(true))
-    return true, ~diverged & np.isfinite(true).all(-1)
 
 
 def correlations(penalties: np.ndarray, errors: np.ndarray) -> np.ndarray:

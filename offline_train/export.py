@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from adapters.command import command
-from adapters.datasets import TransitionDataset, load_dataset
+from adapters.datasets import TransitionDataset
 from adapters.errors import UserError
 from adapters.files import atomic_path, read_json
 from deploy.bundle import (
@@ -38,7 +38,7 @@ from offline_train.algorithms.mopo import Mopo, MopoConfig
 from offline_train.algorithms.nppac import NppacConfig, PriorActorCritic
 from offline_train.algorithms.rma import Adaptation, Rma, transitions
 from offline_train.algorithms.sac import Sac
-from offline_train.algorithms.sac_online import OnlineSacConfig, new_sac
+from offline_train.algorithms.sac_online import OnlineSacConfig
 from offline_train.checkpoint import load_checkpoint
 from offline_train.models.ensemble import DynamicsEnsemble
 from offline_train.models.rollout import UNCHANGED
@@ -51,6 +51,7 @@ from offline_train.train import (
     load_world_model,
     make_algorithm,
     make_model_free,
+    open_log,
     snapshot_path,
     snapshot_steps,
 )
@@ -262,19 +263,16 @@ class Run:
         self.policy: Learner
         if isinstance(settings, OnlineSacConfig):
             environment = find_task(self.record["dataset"]["env"])
-            self.policy = new_sac(settings.sac, robot.obs_dim, robot.act_dim, torch.Generator())
+            self.policy = settings.new_learner(robot.obs_dim, robot.act_dim, torch.Generator())
             self.obs, self.action = random_motion(environment)
         elif isinstance(settings, DemonstratedConfig):
-            source = self.config.dataset
-            dataset = load_dataset(source.path or "", env=source.env, control_dt=source.control_dt)
-            self.obs, self.action = near_and_far(dataset)
+            self.obs, self.action = near_and_far(open_log(self.config.dataset))
             self.policy = new_demonstrated(settings, robot)
             if isinstance(settings, NppacConfig):
                 self.prior = load_prior(folder / "prior.safetensors")[1]
         else:
             assert isinstance(settings, (MopoConfig, ModelFreeConfig)), "a run with a policy has an algorithm"
-            source = self.config.dataset
-            dataset = load_dataset(source.path or "", env=source.env, control_dt=source.control_dt)
+            dataset = open_log(self.config.dataset)
             self.data = Data(dataset, robot, self.config.ensemble.holdout_fraction, "cpu")
             rows = np.random.default_rng(0).integers(0, len(dataset), PARITY_ROWS)
             self.obs, self.action = (torch.from_numpy(v[rows]) for v in (dataset.observations, dataset.actions))
@@ -308,7 +306,7 @@ def new_demonstrated(settings: Any, robot: RobotDescription) -> Learner:
         return PriorActorCritic(robot.obs_dim, robot.act_dim, settings, generator)
     if isinstance(settings, OnlineAwacConfig):
         return new_awac(settings, robot.obs_dim, robot.act_dim, generator)
-    return new_sac(settings.sac, robot.obs_dim, robot.act_dim, generator)
+    return Sac(torch.zeros(robot.obs_dim), torch.ones(robot.obs_dim), robot.act_dim, settings.sac, generator)
 
 
 def near_and_far(dataset: TransitionDataset) -> tuple[Tensor, Tensor]:

@@ -60,12 +60,13 @@ class Critics(nn.Module):
         layers = nn.ModuleList(EnsembleLinear(members, a, b, generator) for a, b in itertools.pairwise(sizes))
         self.layers = layers  # type: ignore[assignment]  # torch's list does not say of what
 
-    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
-        """Return every member's value, `(members, batch)`."""
-        hidden = torch.cat([obs, action], dim=-1).expand(self.members, -1, -1)
+    def forward(self, obs: Tensor, action: Tensor, chosen: Tensor | None = None) -> Tensor:
+        """Return every member's value, or those of the `chosen` members alone, `(members, batch)`."""
+        members = self.members if chosen is None else len(chosen)
+        hidden = torch.cat([obs, action], dim=-1).expand(members, -1, -1)
         for layer in self.layers[:-1]:
-            hidden = functional.relu(layer(hidden))
-        return self.layers[-1](hidden).squeeze(-1)
+            hidden = functional.relu(layer(hidden, chosen))
+        return self.layers[-1](hidden, chosen).squeeze(-1)
 
     def first(self, obs: Tensor, action: Tensor) -> Tensor:
         """Return the first member's value alone, `(batch,)`, at a share of the cost."""
@@ -92,6 +93,15 @@ class Critics(nn.Module):
         return values, gradient[..., obs.shape[-1] :]
 
 
+def new_linear(in_features: int, out_features: int, generator: torch.Generator) -> nn.Linear:
+    """A linear layer whose weights are drawn from the generator, uniform within 1 / sqrt(in_features)."""
+    layer = nn.Linear(in_features, out_features)
+    bound = 1.0 / math.sqrt(in_features)
+    nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
+    nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+    return layer
+
+
 class Mlp(nn.Module):
     """Linear layers with ReLU between them.
 
@@ -104,12 +114,8 @@ class Mlp(nn.Module):
 
     def __init__(self, sizes: Sequence[int], generator: torch.Generator) -> None:
         super().__init__()
-        layers = [nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
-        self.layers = nn.ModuleList(layers)  # type: ignore[assignment]  # torch's list does not say of what
-        for layer in layers:
-            bound = 1.0 / math.sqrt(layer.in_features)
-            nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
-            nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+        layers = nn.ModuleList(new_linear(a, b, generator) for a, b in itertools.pairwise(sizes))
+        self.layers = layers  # type: ignore[assignment]  # torch's list does not say of what
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the last layer's output, `(batch, sizes[-1])`."""

@@ -41,10 +41,12 @@ from offline_train.algorithms.mopo import Mopo, MopoConfig
 from offline_train.algorithms.morel import Morel, MorelConfig
 from offline_train.algorithms.nppac import Nppac, NppacConfig
 from offline_train.algorithms.online import OnlineConfig
+from offline_train.algorithms.redq import RedqConfig
 from offline_train.algorithms.rma import Rma, RmaConfig
 from offline_train.algorithms.sac import SacConfig
 from offline_train.algorithms.sac_bc import SacBc, SacBcConfig
 from offline_train.algorithms.sac_online import OnlineSac, OnlineSacConfig
+from offline_train.algorithms.synther_online import OnlineSynther, OnlineSyntherConfig
 from offline_train.algorithms.td3_bc import Td3Bc, Td3BcConfig
 from offline_train.checkpoint import load_checkpoint, save_checkpoint
 from offline_train.evaluate import model_return, simulator_return
@@ -74,6 +76,9 @@ class DatasetConfig(BaseModel):
     path: str | list[str] | None
     env: str | None = None
     control_dt: float | None = None
+    rows: int | None = Field(default=None, ge=1)
+    synthetic: str | None = None
+    real_fraction: float = Field(default=0.0, ge=0, le=1)
 
 
 class NoAlgorithm(BaseModel):
@@ -103,6 +108,8 @@ class TrainConfig(BaseModel):
         | MabeAugWmConfig
         | ComboConfig
         | OnlineSacConfig
+        | RedqConfig
+        | OnlineSyntherConfig
         | BcConfig
         | Td3BcConfig
         | IqlConfig
@@ -145,19 +152,34 @@ class Data:
         robot: whose command range the actions are scaled from.
         holdout_fraction: share of the episodes held out.
         device: where the tensors live.
+        synthetic: transitions drawn from a model of the log, which are learned from in its place; held-out episodes
+            and what is said about the log stay those of the log itself.
+        real_fraction: share of the log among what is learned from then.
     """
 
     def __init__(
-        self, dataset: TransitionDataset, robot: RobotDescription, holdout_fraction: float, device: str
+        self,
+        dataset: TransitionDataset,
+        robot: RobotDescription,
+        holdout_fraction: float,
+        device: str,
+        synthetic: TransitionDataset | None = None,
+        real_fraction: float = 0.0,
     ) -> None:
         check_fit("the data set", dataset.obs_dim, dataset.act_dim, dataset.metadata.control_dt, robot)
         self.dataset, self.robot, self.device = dataset, robot, device
+        self.synthetic, self.real_fraction = synthetic, real_fraction
         # The same episodes are held out whatever the seed, so that hold-out errors of two runs can be compared.
         self.train, self.holdout = dataset.split_episodes(holdout_fraction, np.random.default_rng(0))
 
     def packed(self, part: TransitionDataset) -> Tensor:
         """Packed rows of one part, with actions in [-1, 1]."""
         return packed(part, self.robot).to(self.device)
+
+    def learned(self) -> Tensor:
+        """Packed rows of what is learned from: the training part, or synthetic rows with the share of it asked for."""
+        log = self.packed(self.train)
+        return log if self.synthetic is None else mixed(log, self.packed(self.synthetic), self.real_fraction)
 
     def batch(self, part: TransitionDataset) -> Batch:
         """One part as a batch."""
@@ -171,6 +193,49 @@ def packed(dataset: TransitionDataset, robot: RobotDescription) -> Tensor:
     columns = slice(dataset.obs_dim, dataset.obs_dim + dataset.act_dim)
     rows[:, columns] = (2.0 * (rows[:, columns] - low) / (high - low) - 1.0).clamp(-1.0, 1.0)
     return rows
+
+
+def mixed(log: Tensor, synthetic: Tensor, real_fraction: float) -> Tensor:
+    """As many rows as there are synthetic ones, of which a share is the log's, over and over where it is short.
+
+    Args:
+        log: packed rows.
+        synthetic: packed rows.
+        real_fraction: share of `log`.
+    """
+    real = round(real_fraction * len(synthetic))
+    places = torch.arange(real, device=log.device) % len(log)
+    return torch.cat([log[places], synthetic[: len(synthetic) - real]])
+
+
+def open_log(source: DatasetConfig) -> TransitionDataset:
+    """The log that the settings name, or as many rows of it as they ask for, always the same ones.
+
+    Raises:
+        UserError: it cannot be read, or has fewer rows.
+    """
+    dataset = load_dataset(source.path or "", env=source.env, control_dt=source.control_dt)
+    return dataset if source.rows is None else dataset.subset(source.rows, np.random.default_rng(0))
+
+
+def open_synthetic(source: DatasetConfig, log: TransitionDataset) -> TransitionDataset | None:
+    """The synthetic transitions that the settings name, None where they name none.
+
+    Raises:
+        UserError: they cannot be read, are not synthetic, or were modelled on another log.
+    """
+    if source.synthetic is None:
+        return None
+    dataset = load_dataset(source.synthetic, env=log.metadata.env, control_dt=log.metadata.control_dt)
+    made_by = dataset.metadata.synthetic
+    if made_by is None:
+        raise UserError(f"{source.synthetic} is a real log; give it as dataset.path, or upsample it first.")
+    if made_by["source_sha256"] != log.metadata.sha256:
+        raise UserError(
+            f"{source.synthetic} was modelled on another log than the one to learn from; upsample this one, with the "
+            "same dataset settings."
+        )
+    return dataset
 
 
 def check_fit(source: str, obs_dim: int, act_dim: int, control_dt: float, robot: RobotDescription) -> None:
@@ -216,7 +281,8 @@ def train_world_model(
     if config.resume and final.is_file():
         model.load_state_dict(load_checkpoint(final))
         return model
-    train, holdout = data.batch(data.train), data.batch(data.holdout)
+    train = Batch.unpack(data.learned(), data.dataset.obs_dim, data.dataset.act_dim)
+    holdout = data.batch(data.holdout)
     if earlier is None:
         set_normalisers(model, train.obs, train.action, train.next_obs, train.reward)
     trainer = EnsembleTrainer(
@@ -477,7 +543,8 @@ def run_online(config: TrainConfig, settings: OnlineSacConfig) -> None:
     prepare_folder(config)
     write_json(config.output / "run.json", run_record(config, {"sha256": "", "env": environment.name, "rows": 0}))
     robots = robots_of(environment, settings.robots, config.seed, world)
-    algorithm = OnlineSac(settings, robots, config.seed, config.device, start)
+    kind = OnlineSynther if isinstance(settings, OnlineSyntherConfig) else OnlineSac
+    algorithm = kind(settings, robots, config.seed, config.device, start)
     train_policy(config, settings, algorithm, environment, world=world)
 
 
@@ -580,18 +647,22 @@ def earlier_policy(config: TrainConfig, of: tuple[str, ...], sac: SacConfig, env
 def run_offline(config: TrainConfig, settings: MopoConfig | ModelFreeConfig | NoAlgorithm) -> None:
     """Train on the log: in a world model that is fitted to it, or without one."""
     source, folder = config.dataset, config.output
-    dataset = load_dataset(source.path or "", env=source.env, control_dt=source.control_dt)
+    dataset = open_log(source)
+    synthetic = open_synthetic(source, dataset)
     environment = make_environment(dataset.metadata.env)
     config, robot = with_robot(with_ensemble(config), environment)
-    data = Data(dataset, robot, config.ensemble.holdout_fraction, config.device)
+    data = Data(dataset, robot, config.ensemble.holdout_fraction, config.device, synthetic, source.real_fraction)
     start = None
     if isinstance(settings, MopoConfig):
         kin = ("mopo", "mabe") if isinstance(settings, MabeConfig) else ("mopo",)
         start = earlier_policy(config, kin, settings.sac, environment.name)
     prepare_folder(config)
     described = {"sha256": dataset.metadata.sha256, "env": environment.name, "rows": len(dataset)}
+    if synthetic is not None:
+        made_by = synthetic.metadata.synthetic
+        described["synthetic"] = {"sha256": synthetic.metadata.sha256, "rows": len(synthetic), "made_by": made_by}
     write_json(folder / "run.json", run_record(config, described))
-    log = data.packed(data.train)
+    log = data.learned()
     if isinstance(settings, ModelFreeConfig):
         if config.world_model is not None:
             take_world_model(config.world_model, data, folder)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from deploy.bundle import Bundle
 from deploy.context import Health
+from sim.environments import Environment
 from sim.plant import BatchedPlant
 
 MIN_CHANGE = 1.0
@@ -94,6 +95,44 @@ class OracleEstimator(_Oracle):
         else:
             ratio = true / np.where(large, predicted, 1.0)
         return np.where(large, np.clip(self.nominal * ratio, self.low, self.high), self.nominal)
+
+
+class TrueStep(NamedTuple):
+    """What the simulator does with a state and a command.
+
+    Attributes:
+        next_obs: `(n, obs_dim)`.
+        reward: `(n,)`.
+        sound: `(n,)` bool, false where the physics diverged.
+    """
+
+    next_obs: np.ndarray
+    reward: np.ndarray
+    sound: np.ndarray
+
+
+def true_step(environment: Environment, obs: np.ndarray, commands: np.ndarray, lanes: int = 1_000) -> TrueStep:
+    """Put the simulator into the state of each observation, and hold a command for one control period.
+
+    Args:
+        environment: the task.
+        obs: `(n, obs_dim)`.
+        commands: `(n, act_dim)`.
+        lanes: how many are stepped at once.
+
+    Raises:
+        UserError: the task's observations do not tell the state.
+    """
+    steps = []
+    for first in range(0, len(obs), lanes):
+        rows = slice(first, first + lanes)
+        states = environment.states_of(obs[rows].astype(np.float64))
+        with BatchedPlant(environment, [environment.model()] * len(states)) as plant:
+            plant.reset(states=states)
+            next_obs, reward, ended = plant.step(commands[rows])
+        diverged = ended & ~np.asarray(environment.terminated(next_obs))
+        steps.append(TrueStep(next_obs, reward, ~diverged & np.isfinite(next_obs).all(-1)))
+    return TrueStep(*(np.concatenate(part) for part in zip(*steps, strict=True)))
 
 
 def make_oracle(plant: BatchedPlant, bundle: Bundle) -> OracleEstimator | ActuatorOracle:

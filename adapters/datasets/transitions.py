@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,8 @@ class Metadata:
         action_names: one name per action dimension.
         source: where the data came from, in words.
         sha256: SHA-256 of the rows (`TransitionDataset.packed`, then `timeouts`), the same in every file format.
+        synthetic: None for what a robot did. For rows that a model drew, what made them, as JSON: `source_sha256`, the
+            hash of the data that it learned from, `config` and `seed`.
     """
 
     env: str = ""
@@ -37,6 +39,7 @@ class Metadata:
     action_names: tuple[str, ...] = ()
     source: str = ""
     sha256: str = ""
+    synthetic: dict[str, Any] | None = None
 
     def to_json(self) -> str:
         """Return it as a JSON string, as it stands in the files that Surefoot writes."""
@@ -62,6 +65,7 @@ class Metadata:
                 action_names=tuple(map(str, content["action_names"])),
                 source=str(content["source"]),
                 sha256=str(content["sha256"]),
+                synthetic=content.get("synthetic"),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
@@ -127,11 +131,11 @@ class TransitionDataset:
         """Put data sets of one robot one after another; where one simply stopped, its last row becomes a timeout.
 
         Raises:
-            UserError: they are of different robots, control periods or terms.
+            UserError: they are of different robots, control periods or terms, or made by different models.
         """
         first = datasets[0].metadata
         for other in (dataset.metadata for dataset in datasets[1:]):
-            for field in ("env", "control_dt", "observation_names", "action_names"):
+            for field in ("env", "control_dt", "observation_names", "action_names", "synthetic"):
                 if getattr(first, field) != getattr(other, field):
                     raise UserError(
                         f"the data sets cannot be joined: {field} is {getattr(first, field)} in one and "
@@ -206,6 +210,29 @@ class TransitionDataset:
             lasts = np.cumsum([len(r) for r in rows]) - 1
             arrays["timeouts"][lasts] |= ~arrays["terminals"][lasts]
         return TransitionDataset.from_arrays(arrays, self.metadata, file="the selection of episodes")
+
+    def subset(self, rows: int, generator: np.random.Generator) -> TransitionDataset:
+        """Return a short log: episodes drawn at random, in the original order, the last one drawn cut to fit.
+
+        Args:
+            rows: how many.
+            generator: draws the episodes.
+
+        Raises:
+            UserError: there are fewer.
+        """
+        if not 0 < rows <= len(self):
+            raise UserError(f"{rows:,} rows are asked for and the data has {len(self):,}; ask for 1 to as many.")
+        slices = self.episode_slices()
+        drawn = generator.permutation(len(slices))
+        lengths = np.array([slices[index].stop - slices[index].start for index in drawn])
+        count = int(np.searchsorted(np.cumsum(lengths), rows)) + 1
+        chosen = np.concatenate([np.arange(slices[index].start, slices[index].stop) for index in drawn[:count]])[:rows]
+        arrays = {name: array[np.sort(chosen)] for name, array in self.arrays().items()}
+        # A cut episode goes on where its log does not.
+        cut = np.searchsorted(np.sort(chosen), chosen[-1])
+        arrays["timeouts"][cut] |= ~arrays["terminals"][cut]
+        return TransitionDataset.from_arrays(arrays, self.metadata, file="the subset of the data")
 
     def split_episodes(
         self, holdout_fraction: float, generator: np.random.Generator

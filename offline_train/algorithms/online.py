@@ -32,6 +32,7 @@ class OnlineConfig(BaseModel):
     )
     robots: int = Field(default=1, ge=1, description="robots simulated side by side")
     steps_per_update: int = Field(default=1, ge=1, description="control steps for each gradient step; divides robots")
+    updates_per_step: int = Field(default=1, ge=1, description="gradient steps in a row where one would be due")
     episode_steps: int = Field(default=1_000, ge=1, description="control steps of an episode that does not end before")
 
     @model_validator(mode="after")
@@ -72,7 +73,8 @@ class Online:
     ) -> None:
         self.config, self.learner, self.robots, self.generator = config, learner, robots, generator
         self.device = generator.device
-        capacity = spare + config.random_steps + config.steps_per_update * config.updates + 2 * config.robots
+        acted = config.steps_per_update * -(-config.updates // config.updates_per_step)
+        capacity = spare + config.random_steps + acted + 2 * config.robots
         self.replay = Replay(capacity, robots.obs_dim + told, robots.act_dim, self.device)
         self.obs = self.tell(self._tensor(robots.start()))
         self.lengths = np.zeros(config.robots, int)
@@ -113,7 +115,7 @@ class Online:
         budget = min(config.steps_per_epoch, config.updates - self.updates)
         while len(figures) < budget:
             returns += self._step(self.explore)
-            due = config.robots // config.steps_per_update
+            due = config.robots // config.steps_per_update * config.updates_per_step
             for _ in range(min(due, budget - len(figures))):
                 figures.append(self._update(self.updates + len(figures)))
         self.updates += budget
@@ -121,7 +123,10 @@ class Online:
         return {"control_steps": self.steps, "exploration_return": mean_return, **mean_figures(figures)}
 
     def _update(self, step: int) -> dict[str, Tensor]:
-        return self.learner.update(self.replay.sample(self.config.batch_size, self.generator), step)
+        return self.learner.update(self._batch(), step)
+
+    def _batch(self) -> Batch:
+        return self.replay.sample(self.config.batch_size, self.generator)
 
     def _step(self, act: Callable[[Tensor], Tensor]) -> list[float]:
         """One control step of every robot; returns the returns of the episodes that it ended."""

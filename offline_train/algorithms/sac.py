@@ -120,7 +120,7 @@ class Sac(Learner):
 
     The average is what acts deterministically and what is exported: the actor itself swings from one update to the
     next, the average of its weights does not (Polyak and Juditsky 1992; results/README.md has what it gives here).
-    What EDAC, CQL, MABE and COMBO add goes into the methods with an underscore.
+    What EDAC, CQL, MABE, COMBO and REDQ change goes into the methods with an underscore.
 
     Args:
         obs_mean: `(input_dim,)`, subtracted from every observation. `input_dim` counts context dimensions too.
@@ -133,9 +133,11 @@ class Sac(Learner):
 
     Attributes:
         anchor: what the policy is held to, None for a policy that is trained from the start. No part of the state.
+        policy_delay: gradient steps of the critics for one of actor and temperature.
     """
 
     anchor: Anchor | None = None
+    policy_delay = 1
     actor: Actor
     updates: Tensor
 
@@ -190,13 +192,13 @@ class Sac(Learner):
         self.anchor = Anchor(copy.deepcopy(self.average_actor), weight)
 
     def update(self, batch: Batch, step: int = 0) -> dict[str, Tensor]:
-        """One gradient step of critics, actor and temperature, then of the targets.
+        """One gradient step of critics, with every `policy_delay`-th of actor and temperature, then of the targets.
 
         The step is simultaneous: the actor is improved against the critics as they were at the start of the step.
 
         Args:
             batch: transitions.
-            step: gradient steps before this one, which here are all alike.
+            step: gradient steps before this one.
 
         Returns:
             Figures of the step as scalars still on the device, so that nobody waits for them unasked.
@@ -208,23 +210,30 @@ class Sac(Learner):
         losses = self._critic_losses(obs, next_obs, batch.action, target)
         torch.stack([*losses.values()]).sum().backward()
 
+        figures = {name: loss.detach() for name, loss in losses.items()}
+        figures |= {"target_value": target.mean(), "alpha": alpha}
+        if improve := (step + 1) % self.policy_delay == 0:
+            figures |= self._improve_policy(obs, alpha)
+        self.optimizer.step()
+        self._move_targets()
+        if improve:
+            self._move_average()
+        return figures
+
+    def _improve_policy(self, obs: Tensor, alpha: Tensor) -> dict[str, Tensor]:
+        """Fill the gradients of actor and temperature; `obs` is standardised."""
         proposal = self._propose(obs)
         self.critics.requires_grad_(False)
-        values = self.critics(obs, proposal.action)
+        values = self._judged(self.critics(obs, proposal.action))
         self.critics.requires_grad_(True)
         policy_loss = actor_loss(values, proposal.log_prob, alpha) + self._pull(obs, values)
         entropy_loss = temperature_loss(self.log_alpha, proposal.log_prob.detach(), self.target_entropy)
         (policy_loss + entropy_loss).backward()
-        self.optimizer.step()
-        self._move_targets()
-        self._move_average()
-        return {
-            **{name: loss.detach() for name, loss in losses.items()},
-            "actor_loss": policy_loss.detach(),
-            "target_value": target.mean(),
-            "alpha": alpha,
-            "entropy": -proposal.log_prob.detach().mean(),
-        }
+        return {"actor_loss": policy_loss.detach(), "entropy": -proposal.log_prob.detach().mean()}
+
+    def _judged(self, values: Tensor) -> Tensor:
+        """The values `(members, batch)` of which the actor improves the smallest."""
+        return values
 
     def _propose(self, obs: Tensor) -> ActionSample:
         """Actions for standardised observations, and what stands for log pi in the losses: here itself."""
@@ -240,8 +249,12 @@ class Sac(Learner):
     def _target(self, batch: Batch, next_obs: Tensor, alpha: Tensor) -> Tensor:
         """What the critics learn, `(batch,)`; `next_obs` is standardised."""
         following = self._propose(next_obs)
-        next_values = self.target_critics(next_obs, following.action)
+        next_values = self._next_values(next_obs, following.action)
         return critic_target(batch.reward, batch.terminal, next_values, following.log_prob, alpha, self.config.discount)
+
+    def _next_values(self, next_obs: Tensor, action: Tensor) -> Tensor:
+        """Target values `(members, batch)` of which the smallest is bootstrapped from."""
+        return self.target_critics(next_obs, action)
 
     def _critic_losses(self, obs: Tensor, next_obs: Tensor, action: Tensor, target: Tensor) -> dict[str, Tensor]:
         """The parts of the critics' loss by name: here the Bellman error alone."""

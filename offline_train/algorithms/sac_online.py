@@ -33,6 +33,10 @@ class OnlineSacConfig(OnlineConfig):
     keep_replay: bool = Field(default=False, description="keep all that the robots did as a data set")
     sac: SacConfig = SacConfig(hidden=[128, 128], learning_rate=5e-4, target_entropy=None, initial_temperature=0.1)
 
+    def new_learner(self, obs_dim: int, act_dim: int, generator: torch.Generator) -> Sac:
+        """An untrained learner, which reads observations as they are."""
+        return Sac(torch.zeros(obs_dim), torch.ones(obs_dim), act_dim, self.sac, generator)
+
 
 class OnlineSac(Online):
     """SAC with its robots.
@@ -56,7 +60,8 @@ class OnlineSac(Online):
         start: dict[str, Any] | None = None,
     ) -> None:
         generator = torch.Generator(device).manual_seed(seed)
-        self.sac = new_sac(config.sac, robots.obs_dim, robots.act_dim, generator).to(device)
+        with torch.device(device):
+            self.sac = config.new_learner(robots.obs_dim, robots.act_dim, generator)
         if start is not None:
             self.sac.load_state_dict(start)
         self.starts_anew = start is None
@@ -90,8 +95,3 @@ class OnlineSac(Online):
         }
         metadata = Metadata(task.name, task.control_dt, task.observation_names, task.action_names, source)
         return TransitionDataset.from_arrays(arrays, metadata, "the replay")
-
-
-def new_sac(config: SacConfig, obs_dim: int, act_dim: int, generator: torch.Generator) -> Sac:
-    """An untrained learner for the task, which reads observations as they are."""
-    return Sac(torch.zeros(obs_dim), torch.ones(obs_dim), act_dim, config, generator)

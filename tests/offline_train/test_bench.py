@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from offline_train import bench, bench_cases
+from offline_train import bench, bench_cases, bench_diffusion
 from offline_train import bench_reference as plain
 from offline_train.bench_cases import SPEED_CASES, Case, Peer, packed, repeated, transitions
+from offline_train.bench_diffusion import DIFFUSION_CASES
 from offline_train.replay import Batch
 
 CommandLine = Callable[..., Any]
@@ -85,9 +86,20 @@ def test_every_case_runs_and_is_reported(
     assert "Speeds on one thread" in done.out and "OfflineRL-Kit" in done.out
 
 
+def test_every_case_of_diffusion_runs(
+    command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_diffusion, "WIDTH", 16)
+    done = command_line("bench", "name=diffusion", "effort=0.01", f"json={tmp_path / 'bench.json'}")
+    assert done.code == 0, done
+    report = json.loads((tmp_path / "bench.json").read_text())
+    assert len({row["name"] for row in report["rows"]}) == len(report["rows"]) == DIFFUSION_CASES
+    assert "SynthER" in done.out
+
+
 def test_unknown_benchmark(command_line: CommandLine, tmp_path: Path) -> None:
     done = command_line("bench", "name=sped", f"json={tmp_path / 'bench.json'}")
-    assert done.code == 2 and "no benchmark 'sped'; choose one of speed, context, faults, rate, calibration" in done.err
+    assert done.code == 2 and "no benchmark 'sped'; choose one of speed, diffusion, context, faults" in done.err
     assert not [*tmp_path.iterdir()]
 
 

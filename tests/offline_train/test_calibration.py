@@ -26,53 +26,13 @@ from offline_train.calibration import (
     first_members,
     resampled,
     summary,
-    true_step,
     visit,
 )
 from offline_train.models.penalties import PENALTIES
 from offline_train.models.rollout import HORIZONS
-from sim.environments import Environment, make_environment
-from sim.plant import BatchedPlant
+from sim.oracle import TrueStep
 
 CommandLine = Callable[..., Any]
-
-
-def walked(environment: Environment, steps: int, robots: int = 6) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Observations, actions in [-1, 1] and next observations of robots that move at random, `(steps * robots, dim)`."""
-    generator = np.random.default_rng(0)
-    actions = generator.uniform(-1.0, 1.0, (steps, robots, environment.act_dim))
-    with BatchedPlant(environment, [environment.model()] * robots) as plant:
-        seen = [plant.reset(generator)]
-        seen += [plant.step(environment.commands(action))[0] for action in actions]
-    before, after = (np.concatenate(part) for part in (seen[:-1], seen[1:]))
-    return before, actions.reshape(-1, environment.act_dim), after
-
-
-@pytest.mark.parametrize("name", ["halfcheetah", "halfcheetah-jump", "hopper", "walker2d", "ant"])
-def test_simulator_takes_a_state_from_its_observation_and_goes_on_as_it_did(name: str) -> None:
-    environment = make_environment(name)
-    obs, action, after = walked(environment, 5)
-    np.testing.assert_allclose(environment.observe(environment.states_of(obs)), obs)
-    # A velocity that the task clips at 10 is not told.
-    told = (np.abs(obs) < 10.0).all(-1)
-    assert told.mean() > 0.4
-    true, sound = true_step(environment, obs[told], action[told])
-    assert sound.all()
-    np.testing.assert_allclose(true, after[told], atol=1e-7)
-
-
-def test_a_simulator_that_diverges_is_told_from_one_that_ends_the_episode() -> None:
-    environment = make_environment("hopper")
-    obs = np.tile(walked(environment, 1)[0][:1], (3, 1))
-    obs[1, 0] = 0.5  # too low: the episode is over
-    obs[2, -1] = np.inf
-    _, sound = true_step(environment, obs, np.zeros((3, environment.act_dim)))
-    assert sound.tolist() == [True, True, False]
-
-
-def test_an_environment_whose_observation_hides_the_state_is_refused() -> None:
-    with pytest.raises(Exception, match="an observation of the environment 'walker-walk' does not tell"):
-        make_environment("walker-walk").states_of(np.zeros((1, 24)))
 
 
 def test_correlations() -> None:
@@ -125,16 +85,20 @@ def test_interval_covers_and_lead_is_over_the_yardstick() -> None:
 
 
 def test_visits_compare_the_model_with_the_simulator(monkeypatch: pytest.MonkeyPatch, toy: Toy) -> None:
-    def truth(environment: Any, obs: np.ndarray, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def truth(environment: Any, obs: np.ndarray, action: np.ndarray) -> TrueStep:
         # A world that the model knows, but for a wall at 0.5 in the first direction; it breaks down beyond 1.3.
         after = obs + 0.3 * action
         after[:, 0] = np.minimum(after[:, 0], 0.5)
-        return after, obs[:, 1] < 1.3
+        return TrueStep(after, np.zeros(len(obs)), obs[:, 1] < 1.3)
 
     class Anywhere:
         @staticmethod
         def terminated(obs: np.ndarray) -> np.ndarray:
             return obs[:, 1] > 1.5
+
+        @staticmethod
+        def commands(action: np.ndarray) -> np.ndarray:
+            return action
 
     monkeypatch.setattr(calibration, "true_step", truth)
     environment: Any = Anywhere()

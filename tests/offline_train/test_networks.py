@@ -55,6 +55,7 @@ def test_critics_are_independent_networks() -> None:
             hidden = functional.relu(hidden @ layer.weight[member] + layer.bias[member])
         last = critics.layers[-1]
         torch.testing.assert_close(values[member], (hidden @ last.weight[member] + last.bias[member]).squeeze(-1))
+    torch.testing.assert_close(critics(obs, action, torch.tensor([1])), values[1:])
 
 
 def test_squashed_log_prob_equals_torch_distributions() -> None:

@@ -139,8 +139,9 @@ def test_timeouts_start_anew_and_are_not_terminal() -> None:
 
 
 def test_replay_as_a_data_set_is_what_each_robot_did() -> None:
-    algorithm = finish(make(make_environment("hopper"), random_steps=400, episode_steps=30))
-    batch, data = stored(algorithm), algorithm.log("a test")
+    environment = make_environment("hopper")
+    algorithm = finish(make(environment, random_steps=400, episode_steps=30))
+    batch, data = stored(algorithm), algorithm.log(environment, "a test")
     assert len(data) == algorithm.steps and data.metadata.env == "hopper"
     steps = algorithm.steps // 4
     for robot in range(4):
@@ -157,8 +158,9 @@ def test_replay_as_a_data_set_is_what_each_robot_did() -> None:
 
 
 def test_replay_holds_commands_in_the_robots_units() -> None:
-    algorithm = finish(make(make_environment("quadruped-walk")))
-    batch, data = stored(algorithm), algorithm.log("a test")
+    environment = make_environment("quadruped-walk")
+    algorithm = finish(make(environment))
+    batch, data = stored(algorithm), algorithm.log(environment, "a test")
     # The third actuator goes from -0.8 to 0.8, the second from -1 to 1.1.
     np.testing.assert_allclose(data.actions[: len(batch.obs), 2], 0.8 * batch.action[:, 0, 2], atol=1e-6)
     np.testing.assert_allclose(data.actions[: len(batch.obs), 1], 0.05 + 1.05 * batch.action[:, 0, 1], atol=1e-6)

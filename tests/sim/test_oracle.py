@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sim.environments import make_environment
-from sim.oracle import ActuatorOracle, OracleEstimator
+from adapters.errors import UserError
+from sim.environments import Environment, make_environment
+from sim.oracle import ActuatorOracle, OracleEstimator, true_step
 from sim.perturb import Change, Perturbation
 from sim.perturbed_plant import PerturbedPlant
 from sim.plant import BatchedPlant
@@ -119,3 +120,43 @@ def test_gains_of_actuators_are_read_off_the_models(plant: BatchedPlant) -> None
     found = ActuatorOracle(plant, bundle).context(plant.observe(), None)
     # bthigh, bshin, bfoot, fthigh, fshin, ffoot; mass is no gain, and 1.2 is beyond the range.
     np.testing.assert_allclose(found, [[1] * 6, [1, 0.5, 0, 1.1, 0.5, 1], [1] * 6])
+
+
+def walked(environment: Environment, steps: int, robots: int = 6) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Observations, commands and next observations of robots that move at random, `(steps * robots, dim)`."""
+    generator = np.random.default_rng(0)
+    low, high = environment.action_low, environment.action_high
+    actions = generator.uniform(low, high, (steps, robots, environment.act_dim))
+    with BatchedPlant(environment, [environment.model()] * robots) as plant:
+        seen = [plant.reset(generator)]
+        seen += [plant.step(action)[0] for action in actions]
+    before, after = (np.concatenate(part) for part in (seen[:-1], seen[1:]))
+    return before, actions.reshape(-1, environment.act_dim), after
+
+
+@pytest.mark.parametrize("name", ["halfcheetah", "halfcheetah-jump", "hopper", "walker2d", "ant"])
+def test_simulator_takes_a_state_from_its_observation_and_goes_on_as_it_did(name: str) -> None:
+    environment = make_environment(name)
+    obs, commands, after = walked(environment, 5)
+    np.testing.assert_allclose(environment.observe(environment.states_of(obs)), obs)
+    # A velocity that the task clips at 10 is not told.
+    told = (np.abs(obs) < 10.0).all(-1)
+    assert told.mean() > 0.4
+    # Seven lanes at once, so that the last chunk is a short one. Where the robot is in the plane changes nothing.
+    true = true_step(environment, obs[told], commands[told], lanes=7)
+    assert true.sound.all()
+    np.testing.assert_allclose(true.next_obs, after[told], atol=1e-7)
+
+
+def test_a_simulator_that_diverges_is_told_from_one_that_ends_the_episode() -> None:
+    environment = make_environment("hopper")
+    obs = np.tile(walked(environment, 1)[0][:1], (3, 1))
+    obs[1, 0] = 0.5  # too low: the episode is over
+    obs[2, -1] = np.inf
+    sound = true_step(environment, obs, np.zeros((3, environment.act_dim))).sound
+    assert sound.tolist() == [True, True, False]
+
+
+def test_an_environment_whose_observation_hides_the_state_is_refused() -> None:
+    with pytest.raises(UserError, match="an observation of the environment 'walker-walk' does not tell"):
+        true_step(make_environment("walker-walk"), np.zeros((2, 24)), np.zeros((2, 6)))

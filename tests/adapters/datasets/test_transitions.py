@@ -200,3 +200,39 @@ def test_several_files_are_read_as_one_data_set(tmp_path: Path) -> None:
     assert joined.metadata.sha256 == TransitionDataset.join([make(chain(3)), make(chain(4))]).metadata.sha256
     with pytest.raises(UserError, match="empty list of paths"):
         load_dataset([])
+
+
+@given(lengths=st.lists(st.integers(1, 6), min_size=1, max_size=6), seed=st.integers(0, 99), data=st.data())
+def test_subset_is_a_short_log_of_the_same_rows(lengths: list[int], seed: int, data: st.DataObject) -> None:
+    arrays = chain(sum(lengths))
+    arrays["timeouts"][np.cumsum(lengths) - 1] = True
+    whole = make(arrays)
+    rows = data.draw(st.integers(1, len(whole)))
+    part = whole.subset(rows, np.random.default_rng(seed))
+    assert (len(part) == rows and part.metadata.sha256 != whole.metadata.sha256) or rows == len(whole)
+    # Rows keep their order, and every episode is one of the log's, at most one of them cut at its end.
+    starts = {rows.start: rows.stop - rows.start for rows in whole.episode_slices()}
+    found = [(int(part.observations[rows.start, 0]), rows.stop - rows.start) for rows in part.episode_slices()]
+    assert [start for start, _ in found] == sorted(start for start, _ in found)
+    assert all(length <= starts[start] for start, length in found)
+    assert sum(length < starts[start] for start, length in found) <= 1
+    again = whole.subset(rows, np.random.default_rng(seed))
+    assert again.metadata.sha256 == part.metadata.sha256
+
+
+@pytest.mark.parametrize("rows", [0, 16])
+def test_subset_refuses_more_rows_than_there_are(dataset: TransitionDataset, rows: int) -> None:
+    with pytest.raises(UserError, match=f"{rows} rows are asked for and the data has 15"):
+        dataset.subset(rows, np.random.default_rng(0))
+
+
+def test_what_made_synthetic_data_is_kept(dataset: TransitionDataset, tmp_path: Path) -> None:
+    made_by = {"source_sha256": "0" * 64, "config": {"rows": 15}, "seed": 3}
+    marked = dataclasses.replace(dataset.metadata, synthetic=made_by, sha256="")
+    synthetic = TransitionDataset.from_arrays(dataset.arrays(), marked, "toy")
+    for name, one in (("real.npz", dataset), ("synthetic.npz", synthetic)):
+        save_npz(one, tmp_path / name)
+    assert load_dataset(tmp_path / "real.npz").metadata.synthetic is None
+    assert load_dataset(tmp_path / "synthetic.npz").metadata.synthetic == made_by
+    with pytest.raises(UserError, match="synthetic is None in one"):
+        TransitionDataset.join([dataset, synthetic])

@@ -1,0 +1,207 @@
+"""How true synthetic transitions are: `python -m offline_train.diffusion.fidelity FOLDER FILE...`.
+
+Every FILE, drawn by surefoot upsample, is compared with the log that it was modelled on: column by column, column
+against column, and transition by transition with the simulator, set to the same state under the same action (Lu et al.
+2023, table 2 and figure 5). The table is printed, and FOLDER gets fidelity.json, fidelity.png and, where
+models were sampled in three ways or more, steps.png.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from scipy import stats  # type: ignore[import-untyped]
+
+from adapters.datasets import TransitionDataset, load_dataset
+from adapters.errors import UserError
+from adapters.files import write_json
+from offline_train.diffusion.fidelity_figure import fidelity_figure, steps_figure
+from offline_train.train import DatasetConfig, open_log
+from sim.environments import make_environment
+from sim.oracle import true_step
+
+# Rows of either side whose columns are compared, and rows that are compared one by one.
+COLUMN_ROWS, SINGLE_ROWS = 50_000, 5_000
+LOG_ITSELF = "the log itself"
+
+
+def marginal_score(real: np.ndarray, synthetic: np.ndarray) -> float:
+    """Mean over columns of 1 - the Kolmogorov-Smirnov statistic, the greatest gap of the distribution functions.
+
+    Args:
+        real: `(n, columns)`.
+        synthetic: `(m, columns)`.
+    """
+    pairs = zip(real.T, synthetic.T, strict=True)
+    return float(np.mean([1.0 - stats.ks_2samp(a, b, method="asymp").statistic for a, b in pairs]))
+
+
+def correlation_score(real: np.ndarray, synthetic: np.ndarray) -> float:
+    """Mean over pairs of columns of 1 - |r - r'| / 2, their Pearson correlations in `(n, columns)`, `(m, columns)`."""
+    gap = np.abs(np.corrcoef(real.T) - np.corrcoef(synthetic.T))
+    return float(np.mean(1.0 - gap[np.triu_indices(len(gap), 1)] / 2.0))
+
+
+def nearest_distance(rows: np.ndarray, log: np.ndarray, chunk: int = 500) -> np.ndarray:
+    """Euclidean distance of each row `(n, columns)` to the nearest of the log `(m, columns)`: `(n,)`."""
+    targets = torch.from_numpy(log)
+    nearest = [torch.cdist(part, targets).amin(1) for part in torch.from_numpy(rows).split(chunk)]
+    return torch.cat(nearest).numpy()
+
+
+class Judged(NamedTuple):
+    """What the simulator says of transitions.
+
+    Attributes:
+        error: mean squared error of next observation and reward, `(n,)`; each is in standard deviations of the log, so
+            that fast joints do not drown the others.
+        scaling: by least squares, how much of the simulator's change of state the transitions have: 1 at the original
+            dynamics, z in a world that moves the state z times as much.
+    """
+
+    error: np.ndarray
+    scaling: float
+
+
+def judge(dataset: TransitionDataset, index: np.ndarray, log: TransitionDataset) -> Judged:
+    """Compare the rows at `index` `(n,)` with what the simulator does in the same states under the same actions.
+
+    Raises:
+        UserError: the environment's observations do not tell the simulator's state.
+    """
+    obs, action = dataset.observations[index], dataset.actions[index]
+    after, reward, _ = true_step(make_environment(dataset.metadata.env), obs, action)
+    spread = np.column_stack([log.next_observations, log.rewards]).std(0)
+    said = np.column_stack([dataset.next_observations[index], dataset.rewards[index]])
+    error = np.square((said - np.column_stack([after, reward])) / spread).mean(1)
+    change, true = ((to - obs) / spread[:-1] for to in (dataset.next_observations[index], after))
+    return Judged(error, float((change * true).sum() / np.square(true).sum()))
+
+
+def compare(
+    name: str, dataset: TransitionDataset, log: TransitionDataset, generator: np.random.Generator
+) -> dict[str, Any]:
+    """The figures of one data set beside the log, as JSON.
+
+    Distances are in standard deviations of the log; `distance` and `error` are those of the same rows.
+
+    Args:
+        name: of the data set.
+        dataset: synthetic transitions.
+        log: what they were modelled on.
+        generator: draws the rows that are compared.
+    """
+    real, rows = log.packed(), dataset.packed()
+    changing = np.ptp(real, axis=0) > 0
+    scale = real[:, changing].std(0)
+    real, rows = real[:, changing], rows[:, changing]
+    columns = [part[generator.permutation(len(part))[:COLUMN_ROWS]] for part in (real, rows)]
+    single = generator.permutation(len(rows))[:SINGLE_ROWS]
+    judged = judge(dataset, single, log)
+    return {
+        "name": name,
+        "rows": len(rows),
+        "reward": float(dataset.rewards.mean()),
+        "scaling": judged.scaling,
+        "marginal": marginal_score(*columns),
+        "correlation": correlation_score(*columns),
+        "distance": nearest_distance(rows[single] / scale, real / scale).tolist(),
+        "error": judged.error.tolist(),
+        "made_by": dataset.metadata.synthetic,
+    }
+
+
+def halves(log: TransitionDataset, generator: np.random.Generator) -> dict[str, Any]:
+    """The figures of one half of the log's rows beside the other: what a perfect model reaches."""
+    order = generator.permutation(len(log))
+    parts = []
+    for rows in np.array_split(order, 2):
+        arrays = {name: values[rows] for name, values in log.arrays().items()}
+        arrays["timeouts"] = ~arrays["terminals"]
+        parts.append(TransitionDataset.from_arrays(arrays, log.metadata, "half of the log"))
+    return compare(LOG_ITSELF, parts[0], parts[1], generator)
+
+
+def read(paths: Sequence[Path]) -> tuple[TransitionDataset, dict[str, TransitionDataset]]:
+    """The log, and by folder the synthetic data drawn from models of it.
+
+    Raises:
+        UserError: a file is real, or they are of several logs.
+    """
+    found: dict[str, TransitionDataset] = {}
+    for path in paths:
+        dataset = load_dataset(path)
+        if dataset.metadata.synthetic is None:
+            raise UserError(f"{path} is a real log; give files that surefoot upsample has drawn.")
+        found[path.parent.name] = dataset
+    origins = [dataset.metadata.synthetic or {} for dataset in found.values()]
+    log = open_log(DatasetConfig(**origins[0]["config"]["dataset"]))
+    if any(origin["source_sha256"] != log.metadata.sha256 for origin in origins):
+        raise UserError("the files were not all modelled on one log, as it is now; compare those of one log at a time.")
+    return log, found
+
+
+def report(paths: Sequence[Path], seed: int = 0) -> list[dict[str, Any]]:
+    """The figures of every file, after those of the log itself."""
+    log, found = read(paths)
+    rows = [halves(log, np.random.default_rng(seed))]
+    return rows + [compare(name, dataset, log, np.random.default_rng(seed)) for name, dataset in found.items()]
+
+
+def summary(row: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of a data set's figures: quantiles in place of every row's."""
+    quantiles = (0.1, 0.5, 0.9)
+    kept = {name: np.quantile(row[name], quantiles).tolist() for name in ("distance", "error")}
+    return {**row, **kept, "mean_error": float(np.mean(row["error"])), "quantiles": quantiles}
+
+
+def fidelity_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Lay the figures out for the terminal."""
+    table = Table(
+        caption="distance: to the nearest transition of the log; error: mean square against the simulator, both in "
+        "standard deviations of the log, median (90 %); scaling: of the simulator's change of state; reward: mean",
+    )
+    for title in ("", "marginal", "correlation", "distance", "error", "scaling", "reward"):
+        table.add_column(title, justify="right" if title else "left")
+    for row in map(summary, rows):
+        pairs = [f"{row[name][1]:.4g} ({row[name][2]:.4g})" for name in ("distance", "error")]
+        table.add_row(
+            row["name"],
+            f"{row['marginal']:.3f}",
+            f"{row['correlation']:.3f}",
+            *pairs,
+            f"{row['scaling']:.3f}",
+            f"{row['reward']:.2f}",
+        )
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the report and print its table; return the exit code."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        if len(given) < 2:
+            raise UserError(
+                "give a folder for the report and the files to compare, as in python -m "
+                "offline_train.diffusion.fidelity results/synther FILE FILE."
+            )
+        folder, rows = Path(given[0]), report([Path(path) for path in given[1:]])
+        write_json(folder / "fidelity.json", [summary(row) for row in rows])
+        fidelity_figure(folder / "fidelity.png", rows)
+        steps_figure(folder / "steps.png", rows)
+        Console(width=120, highlight=False).print(fidelity_table(rows))
+    except UserError as error:
+        print(f"surefoot: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
