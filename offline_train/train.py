@@ -550,8 +550,7 @@ def run_online(config: TrainConfig, settings: OnlineSacConfig) -> None:
 
 def run_with_demonstrations(config: TrainConfig, settings: NppacConfig | SacBcConfig | OnlineAwacConfig) -> None:
     """Train in the simulator that demonstrations are from, where the algorithm has one with their prior."""
-    source, folder = config.dataset, config.output
-    dataset = load_dataset(source.path or "", env=source.env, control_dt=source.control_dt)
+    folder, dataset = config.output, open_log(config.dataset)
     task = find_task(dataset.metadata.env)
     if isinstance(settings, NppacConfig) and config.prior is None:
         prior_by_default = (

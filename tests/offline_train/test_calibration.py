@@ -30,7 +30,9 @@ from offline_train.calibration import (
 )
 from offline_train.models.penalties import PENALTIES
 from offline_train.models.rollout import HORIZONS
+from sim.environments import make_environment
 from sim.oracle import TrueStep
+from sim.plant import BatchedPlant
 
 CommandLine = Callable[..., Any]
 
@@ -138,14 +140,16 @@ def test_first_members_are_those_members(toy: Toy) -> None:
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
     """A log of HalfCheetah moving at random, in three episodes."""
-    environment = make_environment("halfcheetah")
-    obs, action, after = (part.astype(np.float32) for part in walked(environment, 120, robots=1))
+    environment, generator = make_environment("halfcheetah"), np.random.default_rng(0)
+    actions = generator.uniform(-1.0, 1.0, (120, 1, 6))
+    with BatchedPlant(environment, [environment.model()]) as plant:
+        seen = np.stack([plant.reset(generator), *(plant.step(action)[0] for action in actions)])[:, 0]
     ends = np.arange(120) % 40 == 39
     arrays = {
-        "observations": obs,
-        "actions": action,
-        "rewards": obs[:, 8],
-        "next_observations": after,
+        "observations": seen[:-1],
+        "actions": actions[:, 0],
+        "rewards": seen[:-1, 8],
+        "next_observations": seen[1:],
         "terminals": np.zeros(120, bool),
         "timeouts": ends,
     }
