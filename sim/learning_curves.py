@@ -1,4 +1,4 @@
-"""Learning curves of several algorithms and seeds, from their runs: `python -m sim.learning_curves FOLDER [FIGURE.png]`.
+"""Learning curves of algorithms and seeds, from their runs: `python -m sim.learning_curves FOLDER [FIGURE.png]`.
 
 FOLDER holds the runs, ALGORITHM-SEED. Printed is the mean figure over the seeds, and its range, at every tenth of the
 control steps; FIGURE.png gets the curves. What is counted is the success, where the task has it, else the return.

@@ -40,7 +40,7 @@ def test_confidence_by_hand() -> None:
 
 
 def test_prior_that_does_not_grow_is_refused() -> None:
-    with pytest.raises(ValueError, match="next to its data and 0.1 far"):
+    with pytest.raises(ValueError, match=r"next to its data and 0\.1 far"):
         PriorSpec(near=0.2, far=0.1)
 
 
