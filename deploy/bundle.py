@@ -1,8 +1,8 @@
 """The bundle: the one thing that crosses from the workstation to validation and to the robot.
 
 A folder `NAME.bundle/` that holds `policy.onnx`, where context or delay are inferred `dynamics.onnx`, where a network
-infers the context `adaptation.onnx`, where demonstrations tell where to be sure `prior.onnx`, `golden.npz` with rows that every runtime must reproduce, `validation.json` where
-there was a validation, further parts of an algorithm, `bundle.json`, which describes and hashes them all, and where it
+infers the context `adaptation.onnx`, with a prior of demonstrations `prior.onnx`, `golden.npz` with rows that every
+runtime must reproduce, `validation.json` where there was a validation, further parts of an algorithm, `bundle.json`, which describes and hashes them all, and where it
 is signed `signature`. The graphs carry the description too, so that a lone policy.onnx still loads.
 """
 

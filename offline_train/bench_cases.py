@@ -29,6 +29,7 @@ from offline_train.export import export
 from offline_train.models.ensemble import DynamicsEnsemble
 from offline_train.models.fit import EnsembleConfig, EnsembleTrainer, FitData
 from offline_train.models.rollout import rollout
+from offline_train.priors.exact_gp import exact_posterior, new_model
 from offline_train.replay import Batch
 from offline_train.train import TrainConfig, make_model_free, run
 from sim.environments import make_environment
@@ -41,8 +42,9 @@ OBS_DIM, ACT_DIM = 17, 6
 REAL_ROWS, MODEL_ROWS, ROLLOUT_STARTS = 150_000, 250_000, 50_000
 EPISODES, EPISODE_STEPS = 4, 150
 SCALINGS = [name for name, kind in ESTIMATORS.items() if kind == "delta_scale"]
-SPEED_CASES = 12 + len(SCALINGS)
+SPEED_CASES = 13 + len(SCALINGS)
 LATENCY_CALLS = 2_000
+PRIOR_ROWS = 300
 
 SPEED_CAPTION = (
     "Speeds: best repeat (median). us: microseconds of one call, median (99th percentile). plain: an ordinary "
@@ -50,7 +52,8 @@ SPEED_CAPTION = (
     "SAC, AugWM, TD3+BC: gradient steps, 2x256, batch 256. EDAC: the same, 3x256, 10 critics. "
     "ensemble: gradient steps of 7 members, 4x200, batch 256. "
     f"model rollout: {ROLLOUT_STARTS:,} starts, 5 steps, with penalty. closed loop: the controller in every world of "
-    f"{' and '.join(SUITES)}, {EPISODES} episodes each. context update, controller: one robot."
+    f"{' and '.join(SUITES)}, {EPISODES} episodes each. prior: an exact "
+    f"process of {PRIOR_ROWS} rows, plain is gpytorch. context update, controller: one robot."
 )
 
 Work = Callable[[float], int]
@@ -106,6 +109,7 @@ def speed_cases(folder: Path) -> Iterator[Case]:
     yield model_free_case("EDAC", edac, real, plain_edac, Peer("OfflineRL-Kit", 9), steps=12)
     yield ensemble_case(real)
     yield rollout_case(mopo, real["obs"][:ROLLOUT_STARTS])
+    yield prior_case()
     bundles = [untrained_bundle(algorithm, folder) for algorithm in ("mopo", "augwm")]
     for bundle in bundles:
         yield closed_loop_case(bundle, threads=1)
@@ -225,6 +229,28 @@ def rollout_case(algorithm: Mopo, starts: np.ndarray) -> Case:
         return len(plain.plain_rollout(ordinary, chosen, policy.act, config.horizon, generator)["obs"])
 
     return Case("model rollout", "transitions", ours, plain_work, repeats=2, peer=Peer("OfflineRL-Kit", 15_400))
+
+
+def prior_case() -> Case:
+    """Mean and standard deviation of a batch of 256 by the exact prior; the plain counterpart is gpytorch's own.
+
+    gpytorch is given its caches and `fast_pred_var`, as N-PPAC's authors use it. A test holds both to the same answer.
+    """
+    generator = torch.Generator().manual_seed(0)
+    obs, action = (torch.randn(PRIOR_ROWS, dim, generator=generator).double() for dim in (OBS_DIM, ACT_DIM))
+    model = new_model(obs, action, "rbf", generator)
+    with torch.no_grad():
+        cached = exact_posterior(model.hyperparameters(), obs, action)
+    asked = torch.randn(256, OBS_DIM, generator=generator)
+    ordinary = plain.GpytorchPrediction(model)
+    return Case(
+        "prior, batch of 256",
+        "calls",
+        repeated(lambda: cached.predict(asked), 100),
+        repeated(lambda: ordinary.predict(asked.double()), 2),
+        repeats=20,
+        latency=True,
+    )
 
 
 def untrained_bundle(algorithm: str, folder: Path) -> Bundle:

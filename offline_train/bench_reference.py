@@ -11,6 +11,7 @@ import copy
 import itertools
 from collections.abc import Callable, Sequence
 
+import gpytorch
 import gymnasium
 import numpy as np
 import torch
@@ -399,3 +400,21 @@ class PlainContext:
             return np.array([np.linalg.lstsq(a, y, rcond=None)[0][0] for a, y in zip(designs, observed.T, strict=True)])
         axis = None if self.kind == "shared_scale" else 0
         return np.asarray((predicted * observed).sum(axis) / (predicted * predicted).sum(axis))
+
+
+class GpytorchPrediction:
+    """A multitask Gaussian process as gpytorch predicts with it, its caches warm and `fast_pred_var` on.
+
+    Args:
+        model: with its hyper-parameters and training rows.
+    """
+
+    def __init__(self, model: gpytorch.models.ExactGP) -> None:
+        self.model = model.eval()
+
+    @torch.no_grad()
+    def predict(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation with noise, `(batch, act_dim)` each."""
+        with gpytorch.settings.fast_pred_var():
+            found = self.model.likelihood(self.model(obs))
+            return found.mean, found.variance.sqrt()

@@ -1,8 +1,9 @@
 """The pathology of KL-regularised learning, shown: what every prior says near its demonstrations and far from them.
 
-`surefoot bench name=priors` fits each prior to 14 of the 15 HalfCheetah demonstrations and asks it on the last one, half
-way between two demonstrated states, and further and further away. Beside the standard deviation stands the gradient of
-the divergence of a policy that goes on doing what was demonstrated: (mu - mu0) / s0^2, which explodes where s0 collapses.
+`surefoot bench name=priors` fits each prior to 14 of the 15 HalfCheetah demonstrations and asks it on the last one,
+half way between two demonstrated states, and further and further away. Beside the standard deviation stands the
+gradient of the divergence of a policy that goes on doing what was demonstrated: (mu - mu0) / s0^2, which explodes where
+s0 collapses.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def shipped_prior(name: str, effort: float) -> AnyPriorConfig:
     folder = Path(configs.__path__[0]) / "prior"
     settings: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(folder / f"{name}.yaml"))  # type: ignore[assignment]
     for base in settings.pop("defaults", []):
-        settings = OmegaConf.to_container(OmegaConf.load(folder / f"{base}.yaml")) | settings  # type: ignore[operator]
+        settings = OmegaConf.to_container(OmegaConf.load(folder / f"{base}.yaml")) | settings  # type: ignore[operator, assignment]
     settings["steps"] = max(round(settings["steps"] * effort), 1)
     return TypeAdapter[Any](AnyPriorConfig).validate_python(settings)
 

@@ -1,4 +1,4 @@
-"""Demonstrations of the Adroit hand, replayed in the simulator: `python -m sim.adroit door-demos` tells how far each gets.
+"""Demonstrations of the Adroit hand, replayed: `python -m sim.adroit door-demos` tells how far each gets.
 
 The recordings hold observations and no states. In the first observation the hand is at rest, so that state and task
 can be told from it: where the door stands from its handle, which way the pen is to point from its target.
@@ -95,7 +95,9 @@ def replay(task: OpenTask, dataset: TransitionDataset) -> list[Replay]:
 
 def table(name: str, found: Sequence[Replay]) -> Table:
     """Lay the replays out for the terminal."""
-    successes = [sum(count > 0 for count in counts) for counts in zip(*((r.reached, r.recorded) for r in found))]
+    successes = [
+        sum(count > 0 for count in counts) for counts in zip(*((r.reached, r.recorded) for r in found), strict=True)
+    ]
     shown = Table(
         title=f"{name}: goal met in {successes[0]} of {len(found)} replays and {successes[1]} recordings",
     )

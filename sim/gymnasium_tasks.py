@@ -123,10 +123,10 @@ def find_task(name: str) -> Environment | OpenTask:
     known = ADROIT.get(name.removesuffix(BINARY))
     gym_id, steps = known or (name, 0)
     env = _make(gym_id)
-    spaces = env.observation_space, env.action_space
-    if not all(isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1 for space in spaces):
+    observed, acted = env.observation_space, env.action_space
+    box = gymnasium.spaces.Box
+    if not (isinstance(observed, box) and isinstance(acted, box) and len(observed.shape) == len(acted.shape) == 1):
         raise UserError(f"{gym_id} has no vectors for observations and actions; choose an environment that does.")
-    observed, acted = spaces
     if not (np.isfinite(acted.low).all() and np.isfinite(acted.high).all()):
         raise UserError(f"the actions of {gym_id} have no bounds; choose an environment whose actions do.")
     model = getattr(env.unwrapped, "model", None)

@@ -1,4 +1,4 @@
-"""AWAC online (Nair et al. 2020, arXiv 2006.09359): the learner of awac.py, first on demonstrations and then in between.
+"""AWAC online (Nair et al. 2020, arXiv 2006.09359): the learner of awac.py, first on demonstrations.
 
 The replay starts with the demonstrations, the learner is updated on them, and then acts and learns on.
 """

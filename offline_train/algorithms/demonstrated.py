@@ -1,4 +1,4 @@
-"""What the algorithms share that learn in the simulator and have demonstrations: N-PPAC and what it is compared with."""
+"""What the algorithms share that learn in the simulator and have demonstrations: N-PPAC and its baselines."""
 
 from __future__ import annotations
 

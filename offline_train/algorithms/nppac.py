@@ -6,14 +6,14 @@ the policy learns in the simulator with the reverse KL to it in place of SAC's e
     y    = r + gamma (1 - d) ( min_i Q'_i(s', a') - alpha KL(s') ),    KL(s) = KL( pi(.|s) || p0(.|s) )
     L_pi = E[ alpha KL(s) - min_i Q_i(s, a) ],  a from pi.
 
-The gap of the means weighs 1 / s0^2 in the divergence, so a prior whose standard deviation collapses away from its data
-holds the policy hardest where it knows least, and its gradient explodes there. That of a Gaussian process grows instead.
+The gap of the means weighs 1 / s0^2 in the divergence, so a prior whose standard deviation collapses away from its
+data holds the policy hardest where it knows least, and its gradient explodes there. That of a Gaussian process grows.
 
-Unlike there the networks read standardised observations, unless told otherwise: on raw ones the policy does not come
-close to its prior in as many steps. As in the authors' code alpha is fixed, the divergence is estimated from the one action that is drawn, the policy is
-first fitted to the prior on the demonstrations' states, and the replay starts empty. As the prior stays as it is, the
-replay keeps with every observation what the prior says of it, so that it is asked once for every step of the robots and
-not for every row of every batch.
+As in the authors' code alpha is fixed, the divergence is estimated from the one action that is drawn, the policy is
+first fitted to the prior on the demonstrations' states, and the replay starts empty. Unlike there the networks read
+standardised observations, unless told otherwise: on raw ones the policy does not come close to its prior in as many
+steps. As the prior stays as it is, the replay keeps with every observation what the prior says of it, so that it is
+asked once for every step of the robots and not for every row of every batch.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from sim.online_robots import OnlineRobots
 
 
 class NppacConfig(DemonstratedConfig):
-    """Settings of N-PPAC; the defaults are those of the authors' code for HalfCheetah, but for the number of updates."""
+    """Settings of N-PPAC; the defaults are those of the authors' code for HalfCheetah, but for fewer updates."""
 
     name: Literal["nppac", "brac-online"] = "nppac"
     random_steps: int = Field(default=1_000, ge=1, description="control steps of the first policy before any update")

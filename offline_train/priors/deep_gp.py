@@ -88,6 +88,13 @@ class CachedLayer(torch.nn.Module):
             `weights (outputs, M, 1)`, `shrink (outputs, M, M)`, `scale` and `constant (outputs, 1)`.
     """
 
+    lengthscale: Tensor
+    points: Tensor
+    weights: Tensor
+    shrink: Tensor
+    scale: Tensor
+    constant: Tensor
+
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         super().__init__()
         for name, value in tensors.items():
