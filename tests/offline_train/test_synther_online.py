@@ -19,6 +19,7 @@ from offline_train.checkpoint import load_checkpoint, save_checkpoint, state_equ
 from offline_train.diffusion.edm import SamplerConfig
 from offline_train.diffusion.synther import DiffusionConfig
 from offline_train.metrics import read_metrics
+from sim.online_robots import PlantRobots
 
 SMALL: dict[str, Any] = {
     "updates": 120,
@@ -35,11 +36,12 @@ SYNTHETIC: dict[str, Any] = {"refresh_every": 25, "synthetic_rows": 50, "diffusi
 
 
 def make(seed: int = 0, **settings: Any) -> OnlineSynther:
-    return OnlineSynther(OnlineSyntherConfig(**SMALL | SYNTHETIC | settings), point(), seed)
+    config = OnlineSyntherConfig(**SMALL | SYNTHETIC | settings)
+    return OnlineSynther(config, PlantRobots(point(), config.robots, seed), seed)
 
 
 def test_updates_come_in_rows() -> None:
-    algorithm = finish(OnlineSac(RedqConfig(**SMALL), point(), 0))
+    algorithm = finish(OnlineSac(RedqConfig(**SMALL), PlantRobots(point(), 1, 0), 0))
     # 20 random steps, then four updates a step.
     assert (algorithm.updates, algorithm.steps) == (120, 20 + 30)
 
