@@ -11,6 +11,8 @@ from adapters.command import CommandFailed, explain
 COMMANDS = {
     "collect": ("sim.collect", "roll behaviour policies out into a data set"),
     "train": ("offline_train.train", "train a world model and a policy from logs"),
+    "tune": ("offline_train.tune", "look for the best settings of an algorithm"),
+    "select": ("offline_train.select", "choose among finished runs without an environment"),
     "adapt": ("offline_train.adapt", "correct a run with a log of the changed robot"),
     "export": ("offline_train.export", "turn a training run into a bundle for the robot"),
     "validate": ("sim.validate", "run a bundle in MuJoCo over changed dynamics"),

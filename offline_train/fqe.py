@@ -33,12 +33,12 @@ class FqeConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    updates: int = Field(default=20_000, ge=1, description="gradient steps")
+    updates: int = Field(default=10_000, ge=1, description="gradient steps")
     batch_size: int = Field(default=256, ge=2, description="transitions a gradient step")
-    hidden: list[int] = Field(default=[256, 256], description="width of each hidden layer")
-    learning_rate: float = Field(default=3e-4, gt=0, description="Adam's step size")
+    hidden: list[int] = Field(default=[128, 128], description="width of each hidden layer")
+    learning_rate: float = Field(default=1e-3, gt=0, description="Adam's step size")
     discount: float = Field(default=0.99, ge=0, lt=1, description="gamma, the weight of the next step's value")
-    target_rate: float = Field(default=0.02, gt=0, le=1, description="how far the target moves at every update")
+    target_rate: float = Field(default=0.05, gt=0, le=1, description="how far the target moves at every update")
 
 
 def evaluation_loss(value: Tensor, reward: Tensor, terminal: Tensor, next_value: Tensor, discount: float) -> Tensor:

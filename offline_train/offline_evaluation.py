@@ -73,16 +73,8 @@ class OfflineEvaluation:
         """Discounted returns by fitted Q evaluation, one for each first state of the log, `(episodes,)`."""
         return first_values(act, self.log, self.starts, self.fqe, self.seed, report)
 
-    def model_returns(self, act: Act) -> Tensor:
-        """Returns of model rollouts, less their penalty, one for each held-out first state, `(held-out episodes,)`."""
-        return self.rollouts.steps * self._imagined(act).penalised.mean(0)
-
-    def strangeness(self, act: Act) -> float:
-        """How much more than on held-out rows of the log the members disagree along the policy's rollouts."""
-        assert self.usual is not None, "asked only where there is a world model"
-        return float(self._imagined(act).disagreement.mean()) / self.usual
-
-    def _imagined(self, act: Act) -> Imagined:
+    def imagined(self, act: Act) -> Imagined:
+        """Rollouts in the worlds of the model's elites from the held-out first states, `(elites, starts)` each."""
         assert self.model is not None, "asked only where there is a world model"
         settings = self.rollouts
         return imagine(
@@ -95,6 +87,15 @@ class OfflineEvaluation:
             penalty_weight=settings.penalty_weight,
             terminated=self.terminated,
         )
+
+    def model_returns(self, imagined: Imagined) -> Tensor:
+        """Returns of rollouts, less their penalty, one for each held-out first state, `(held-out episodes,)`."""
+        return self.rollouts.steps * imagined.penalised.mean(0)
+
+    def relative_disagreement(self, imagined: Imagined) -> float:
+        """How much the members disagree along rollouts, as a multiple of that on held-out rows of the log."""
+        assert self.usual is not None, "asked only where there is a world model"
+        return float(imagined.disagreement.mean()) / self.usual
 
 
 def first_rows(part: TransitionDataset) -> Tensor:

@@ -49,7 +49,6 @@ from sim.perturb import NOMINAL, Perturbation
 from sim.terminations import TERMINATIONS
 from sim.worlds import steady_world
 
-
 Watch = Callable[[Algorithm, dict[str, float]], None]
 """Is shown the algorithm and its figures after every evaluation; what it raises stops the run at once."""
 
@@ -466,9 +465,7 @@ def earlier_policy(config: TrainConfig, of: tuple[str, ...], sac: SacConfig, env
     return load_checkpoint(folder / "policy.safetensors")
 
 
-def run_offline(
-    config: TrainConfig, settings: MopoConfig | ModelFreeConfig | NoAlgorithm, watch: Watch | None
-) -> None:
+def run_offline(config: TrainConfig, settings: MopoConfig | ModelFreeConfig | NoAlgorithm, watch: Watch | None) -> None:
     """Train on the log: in a world model that is fitted to it, or without one."""
     source, folder = config.dataset, config.output
     dataset = load_dataset(source.path or "", env=source.env, control_dt=source.control_dt)
