@@ -84,6 +84,13 @@ def ranks(values: np.ndarray) -> np.ndarray:
     return stats.rankdata(-values.mean(1))
 
 
+def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Spearman's rank correlation of `(runs,)` and `(runs,)`; 0 where one of them tells no run from another."""
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return 0.0
+    return float(stats.spearmanr(first, second).statistic)
+
+
 def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
     """The bootstrap's 95 % percentile interval of the mean of values `(starts,)`."""
     picks = np.random.default_rng(seed).integers(len(values), size=(BOOTSTRAP_SAMPLES, len(values)))
@@ -109,9 +116,8 @@ def choose(names: list[str], fqe: np.ndarray, rollouts: np.ndarray | None, disag
     by_rollouts = ranks(rollouts)
     index = int(np.lexsort((by_fqe, by_fqe + by_rollouts))[0])
     leads = [_lead("fitted Q evaluation", names, fqe, index), _lead("the model rollouts", names, rollouts, index)]
-    agreement = float(stats.spearmanr(by_fqe, by_rollouts).statistic)
     reasons = [lead.sentence for lead in leads]
-    reasons.append(f"The two rank the runs with a correlation of {agreement:.2f}.")
+    reasons.append(f"The two rank the runs with a correlation of {rank_correlation(by_fqe, by_rollouts):.2f}.")
     near = disagreement[index] <= MOST_DISAGREEMENT
     reasons.append(
         f"Along its rollouts the members disagree {disagreement[index]:.1f} times as much as on the held-out log"
@@ -150,7 +156,7 @@ def judged_by(truth: np.ndarray, scores: np.ndarray) -> dict[str, float]:
     """
     regret, span = float(truth.max() - truth[scores.argmax()]), float(np.ptp(truth))
     return {
-        "rank_correlation": float(stats.spearmanr(scores, truth).statistic),
+        "rank_correlation": rank_correlation(scores, truth),
         "regret": regret,
         "regret_share": regret / span if span else 0.0,
     }

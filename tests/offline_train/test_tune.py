@@ -28,7 +28,8 @@ from offline_train.train import NoAlgorithm, TrainConfig, Watch
 
 CommandLine = Callable[..., Any]
 
-SPACE = 'space=["algorithm.penalty_weight=tag(log,interval(0.01,100))","algorithm.penalty=choice(max_aleatoric,ensemble_std)"]'
+PENALTY = '"algorithm.penalty=choice(max_aleatoric,ensemble_std)"'
+SPACE = f'space=["algorithm.penalty_weight=tag(log,interval(0.01,100))",{PENALTY}]'
 
 
 def test_space_in_hydras_words() -> None:
@@ -224,13 +225,13 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> None:
 
 
 def test_a_killed_process_goes_on_to_the_bit(study: Tune, arguments: Callable[..., list[str]], tmp_path: Path) -> None:
-    long = (ENSEMBLE, "score=model", "trials=2", "rollouts.steps=5", "algorithm.updates=600", "evaluate_every=10")
+    long = (ENSEMBLE, "score=model", "trials=2", "rollouts.steps=5", "algorithm.updates=200", "evaluate_every=5")
     assert study("whole", *long).code == 0
     command = [sys.executable, surefoot.__file__, *arguments("parts", *long)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     metrics = tmp_path / "parts" / "trials" / "001" / "metrics.jsonl"
     try:
-        wait_for(lambda: len(read_metrics(metrics)) > 15, 60)
+        wait_for(lambda: len(read_metrics(metrics)) > 6, 60)
         assert "is at work" in refusal(study("parts", *long, "resume=true"))
     finally:
         os.kill(process.pid, signal.SIGKILL)
@@ -251,8 +252,8 @@ def test_a_killed_process_goes_on_to_the_bit(study: Tune, arguments: Callable[..
     ("more", "says"),
     [
         (["space=[]"], "the space is empty"),
-        (['space=["algorithm.horizn=range(1,5)"]'], "horizn"),
-        (['space=["algorithm.penalty=choice(a,b)"]'], "no such penalty"),
+        (['space=["algorithm.horizn=range(1,5)"]', "score=model"], "horizn"),
+        (['space=["algorithm.penalty=choice(a,b)"]', "score=model"], "no such penalty"),
         (['space=["algorithm.horizon=range(1,5)"]'], "score=simulator takes evaluations"),
         (["world_model=outputs/none", "score=model"], "ensemble.members changes nothing"),
         (["algorithm=none", "score=model"], "algorithm=none trains no policy"),
