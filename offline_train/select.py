@@ -9,6 +9,7 @@ from these starts, and whether it keeps to where the log speaks.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,7 +75,7 @@ class Estimates(NamedTuple):
 class Choice(NamedTuple):
     """Which run is taken, how far to trust that (`good`, `fair`, `poor`), and why, in sentences."""
 
-    index: int
+    run: int
     trust: str
     reasons: list[str]
 
@@ -291,7 +292,12 @@ def summary(names: list[str], records: list[dict[str, Any]], estimates: list[Est
             low, high = interval(values[index])
             row[column] = {"mean": float(values[index].mean()), "low": low, "high": high, "rank": ranks(values)[index]}
         runs.append(row | {"disagreement": found.disagreement, "truth": found.truth})
-    report = {"runs": runs, "chosen": names[choice.index], "trust": choice.trust, "reasons": choice.reasons}
+    report: dict[str, Any] = {
+        "runs": runs,
+        "chosen": names[choice.run],
+        "trust": choice.trust,
+        "reasons": choice.reasons,
+    }
     if estimates[0].truth is not None:
         truth = np.array([e.truth for e in estimates])
         scores = {name: values.mean(1) for name, values in columns.items()}
@@ -305,12 +311,13 @@ def table(report: dict[str, Any]) -> Table:
     """Lay the runs out, the best by fitted Q evaluation first."""
     runs = sorted(report["runs"], key=lambda row: row["fqe"]["rank"])
     steps, truth = report["settings"]["rollouts"]["steps"], report["settings"]["truth"]
+    common = os.path.commonpath([Path(row["run"]).parent for row in runs])
     shown = Table(title="what the policies are worth, with 95 % intervals over first states", title_justify="left")
     shown.add_column("run")
     for title in ("fitted Q", f"model, {steps} steps", "disagree", *(["MuJoCo"] if truth else [])):
         shown.add_column(title, justify="right")
     for row in runs:
-        cells = [row["run"], _cell(row["fqe"])]
+        cells = [os.path.relpath(row["run"], common), _cell(row["fqe"])]
         cells += [_cell(row["rollouts"]), f"{row['disagreement']:.2f}"] if "rollouts" in row else ["", ""]
         cells += [f"{row['truth']:,.0f}"] if truth else []
         shown.add_row(*cells, style="bold" if row["run"] == report["chosen"] else None)

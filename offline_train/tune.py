@@ -81,7 +81,7 @@ class Study:
         self.config, self.base, self.given, self.folder = config, base, given, base.output
         self.space = read_space(config.space)
         self._check()
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
         place = self.folder / "study.db"
         if place.is_file() and not base.resume:
             raise UserError(

@@ -45,7 +45,7 @@ def test_choice(
     fqe: np.ndarray, rollouts: np.ndarray | None, disagreement: list[float] | None, index: int, trust: str
 ) -> None:
     choice = choose(NAMES, fqe, rollouts, disagreement)
-    assert (choice.index, choice.trust) == (index, trust)
+    assert (choice.run, choice.trust) == (index, trust)
 
 
 def test_choice_says_why() -> None:
