@@ -41,7 +41,7 @@ from offline_train.algorithms.base import Algorithm
 from offline_train.algorithms.mopo import MopoConfig
 from offline_train.fqe import FqeConfig
 from offline_train.offline_evaluation import OfflineEvaluation, RolloutConfig
-from offline_train.search_space import as_overrides, read_space
+from offline_train.search_space import Space, as_overrides, read_space
 from offline_train.train import Data, NoAlgorithm, TrainConfig, load_world_model, run, with_robot
 from sim.environments import make_environment
 from sim.terminations import TERMINATIONS
@@ -63,6 +63,29 @@ class TuneConfig(BaseModel):
     judge: Path | None
     fqe: FqeConfig
     rollouts: RolloutConfig
+
+
+def propose(space: Space, ended: list[FrozenTrial], startup: int, seed: int) -> dict[str, Any]:
+    """Choose the settings of the next trial.
+
+    A trial that was stopped counts with its last score, which Optuna's own loop would not tell the sampler. The sampler
+    is made anew, with a seed of its own, so that nothing depends on what this process has drawn before.
+
+    Args:
+        space: the distribution of every setting.
+        ended: the trials so far.
+        startup: trials at random before the Gaussian process is asked.
+        seed: of the study.
+    """
+    own = int(np.random.SeedSequence((seed, len(ended))).generate_state(1)[0])
+    sampler = optuna.samplers.GPSampler(seed=own, n_startup_trials=startup)
+    scored = optuna.create_study(direction="maximize", sampler=sampler)
+    scored.add_trials(
+        optuna.create_trial(params=trial.params, distributions=space, value=trial.value)
+        for trial in ended
+        if trial.value is not None
+    )
+    return scored.ask(space).params
 
 
 class Study:
@@ -116,7 +139,7 @@ class Study:
         fixed = base.world_model is not None or not isinstance(base.algorithm, MopoConfig)
         if fixed and (keys := [key for key in self.space if key.startswith("ensemble.")]):
             raise UserError(f"no world model is trained here, so {keys[0]} changes nothing; leave it out of the space.")
-        self.settings(self.propose([]))
+        self.settings(propose(self.space, [], config.startup, base.seed))
 
     @property
     def ended(self) -> list[FrozenTrial]:
@@ -132,22 +155,6 @@ class Study:
         composed = hydra.compose("train", [*self.given, *as_overrides(chosen)])
         return TrainConfig.model_validate(OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
 
-    def propose(self, ended: list[FrozenTrial]) -> dict[str, Any]:
-        """Choose the settings of the next trial.
-
-        A trial that was stopped counts with its last score, which Optuna's own loop would not tell the sampler. The
-        sampler is made anew, with a seed of its own, so that nothing depends on what this process has drawn before.
-        """
-        seed = int(np.random.SeedSequence((self.base.seed, len(ended))).generate_state(1)[0])
-        sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=self.config.startup)
-        scored = optuna.create_study(direction="maximize", sampler=sampler)
-        scored.add_trials(
-            optuna.create_trial(params=trial.params, distributions=self.space, value=trial.value)
-            for trial in ended
-            if trial.value is not None
-        )
-        return scored.ask(self.space).params
-
     def next_trial(self) -> optuna.Trial:
         """Begin the next trial, or begin anew, with its scores so far, what was running when the study was killed."""
         for cut in self.optuna.get_trials(states=(TrialState.RUNNING,)):
@@ -156,7 +163,7 @@ class Study:
             self.optuna.enqueue_trial(again["chosen"], user_attrs=again)
         if not self.optuna.get_trials(states=(TrialState.WAITING,)):
             ended = self.ended
-            chosen = self.propose(ended)
+            chosen = propose(self.space, ended, self.config.startup, self.base.seed)
             self.optuna.enqueue_trial(chosen, user_attrs={"chosen": chosen, "index": len(ended)})
         trial = self.optuna.ask(self.space)
         if "before" in trial.user_attrs:

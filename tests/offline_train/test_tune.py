@@ -14,7 +14,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from optuna import create_trial
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState
 from test_train import SMALL, refusal, write_log
 
 import surefoot
@@ -25,6 +27,7 @@ from offline_train.checkpoint import load_checkpoint, state_equal
 from offline_train.metrics import read_metrics
 from offline_train.search_space import as_overrides, read_space
 from offline_train.train import NoAlgorithm, TrainConfig, Watch
+from offline_train.tune import propose
 
 CommandLine = Callable[..., Any]
 
@@ -133,7 +136,26 @@ def test_later_trials_are_where_scores_are_high(study: Tune, tmp_path: Path, mon
     assert best["command"].startswith("surefoot train algorithm=mopo") and "penalty=ensemble_std" in best["command"]
 
 
-def test_poor_trials_are_stopped_and_count(study: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_trials_count_in_what_is_proposed() -> None:
+    space = read_space(["weight=interval(0,1)"])
+
+    def ended(state: TrialState) -> list[FrozenTrial]:
+        # High at 0.2 among those that were not stopped, ever worse towards 1.
+        scores = {0.2: 5.0, 0.3: 4.9, 0.6: -20.0, 0.8: -30.0, 1.0: -40.0}
+        states = [TrialState.COMPLETE] * 2 + [state] * 3
+        return [
+            create_trial(params={"weight": weight}, distributions=space, value=score, state=state)
+            for (weight, score), state in zip(scores.items(), states, strict=True)
+        ]
+
+    proposed = {state: propose(space, ended(state), 2, seed=0) for state in (TrialState.COMPLETE, TrialState.PRUNED)}
+    assert proposed[TrialState.PRUNED] == proposed[TrialState.COMPLETE]
+    assert proposed[TrialState.PRUNED]["weight"] < 0.5
+    unscored = create_trial(params={"weight": 0.9}, distributions=space, state=TrialState.PRUNED)
+    assert propose(space, [*ended(TrialState.PRUNED), unscored], 2, seed=0)["weight"] < 0.5
+
+
+def test_poor_trials_are_stopped(study: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = pretend(monkeypatch, best_near_one)
     assert study("study", SPACE, "evaluation_episodes=1", "trials=7", "startup=2").code == 0
     ended = trials(tmp_path / "study")
