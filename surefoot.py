@@ -13,6 +13,8 @@ COMMANDS = {
     "convert": ("sim.convert", "write a data set in another file form, or for another task"),
     "upsample": ("offline_train.diffusion.upsample", "draw a larger data set from a model of a log"),
     "train": ("offline_train.train", "train a world model and a policy from logs"),
+    "tune": ("offline_train.tune", "look for the best settings of an algorithm"),
+    "select": ("offline_train.select", "choose among finished runs without an environment"),
     "adapt": ("offline_train.adapt", "correct a run with a log of the changed robot"),
     "export": ("offline_train.export", "turn a training run into a bundle for the robot"),
     "validate": ("sim.validate", "run a bundle in MuJoCo over changed dynamics"),

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,10 +35,10 @@ from deploy.context import make_estimator
 from offline_train.algorithms.mopo import Mopo, MopoConfig
 from offline_train.algorithms.sac import Sac
 from offline_train.checkpoint import load_checkpoint, save_checkpoint
+from offline_train.evaluate import Imagined, imagine, usual_disagreement
 from offline_train.export import DynamicsGraph, Run, export
-from offline_train.models.ensemble import DynamicsEnsemble, TerminationRule
+from offline_train.models.ensemble import DynamicsEnsemble
 from offline_train.models.fit import fit_data, holdout_error
-from offline_train.models.penalties import Prediction, measure
 from offline_train.replay import draw
 from offline_train.train import (
     Data,
@@ -87,20 +86,6 @@ class AdaptConfig(BaseModel):
     resume: bool = Field(description="go on where the adaptation in this folder stopped")
 
 
-class Imagined(NamedTuple):
-    """Rollouts of a policy in the worlds of an ensemble's elites, means over the steps, `(elites, starts)` each.
-
-    Attributes:
-        reward: r, 0 after a termination, so that policies are compared over equal times.
-        penalised: r - lambda u, what the policy is trained for, likewise.
-        disagreement: of the members, over the steps before a termination.
-    """
-
-    reward: Tensor
-    penalised: Tensor
-    disagreement: Tensor
-
-
 class Verdict(NamedTuple):
     """Whether the new policy is taken, why, and the figures behind it.
 
@@ -117,58 +102,6 @@ class Verdict(NamedTuple):
     gain: float
     least: float
     disagreement: float
-
-
-def disagreement(mean: Tensor, target_std: Tensor) -> Tensor:
-    """How far the members' mean predictions `(members, batch, dims)` lie apart, `(batch,)`.
-
-    It is their standard deviation, in standard deviations of the targets, averaged over dimensions.
-    """
-    return (mean.std(0) / target_std).mean(-1)
-
-
-@torch.no_grad()
-def imagine(
-    model: DynamicsEnsemble,
-    act: Callable[[Tensor], Tensor],
-    starts: Tensor,
-    settings: MopoConfig,
-    terminated: TerminationRule,
-    *,
-    steps: int,
-    seed: int,
-) -> Imagined:
-    """Roll a policy out in every elite's own world, the same noise in each whatever the policy.
-
-    A rollout that draws a member anew at every step would average over worlds; one that stays with a member asks what
-    would be if that one were right.
-
-    Args:
-        model: the ensemble.
-        act: observations `(batch, obs_dim)` to actions `(batch, act_dim)` in [-1, 1].
-        starts: first observations `(starts, obs_dim)`.
-        settings: of the algorithm, for the penalty.
-        terminated: the environment's rule.
-        steps: length of a rollout.
-        seed: of the noise.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    elites = len(model.elite_index)
-    member, row = model.elite_index.repeat_interleave(len(starts)), torch.arange(elites * len(starts))
-    obs, alive = starts.repeat(elites, 1), torch.ones(len(row))
-    totals, lived = torch.zeros(3, len(row)), torch.zeros(len(row))
-    for _ in range(steps):
-        mean, std = model.predict(obs, act(obs))
-        change = mean[member, row] + std[member, row] * torch.randn(mean.shape[1:], generator=generator)
-        reward = change[:, -1]
-        penalty = measure(settings.penalty, Prediction(mean, std, member, change), generator)
-        figures = (reward, reward - settings.penalty_weight * penalty, disagreement(mean, model.target_std))
-        totals += alive * torch.stack(figures)
-        lived += alive
-        obs = obs + alive[:, None] * change[:, :-1]
-        alive = alive * (~terminated(obs)).float()
-    spans = torch.stack([torch.full_like(lived, steps), torch.full_like(lived, steps), lived])
-    return Imagined(*(totals / spans).view(3, elites, -1))
 
 
 def judge(old: Imagined, new: Imagined, usual: float) -> Verdict:
@@ -341,14 +274,17 @@ def imagined(algorithm: Mopo, data: Data, seed: int) -> Imagined:
     holdout = data.batch(data.holdout).obs
     starts = draw(holdout, len(holdout), STARTS, torch.Generator().manual_seed(seed))
     act, rule = algorithm.act_nominal, algorithm.terminated
-    return imagine(algorithm.model, act, starts, algorithm.config, rule, steps=HORIZON, seed=seed)
-
-
-def usual_disagreement(model: DynamicsEnsemble, data: Data) -> float:
-    """Mean disagreement of the members on held-out rows of the log."""
-    holdout = data.batch(data.holdout)
-    with torch.no_grad():
-        return float(disagreement(model.predict(holdout.obs, holdout.action)[0], model.target_std).mean())
+    settings = algorithm.config
+    return imagine(
+        algorithm.model,
+        act,
+        starts,
+        steps=HORIZON,
+        seed=seed,
+        penalty=settings.penalty,
+        penalty_weight=settings.penalty_weight,
+        terminated=rule,
+    )
 
 
 class Stopwatch:
@@ -404,7 +340,7 @@ def run(config: AdaptConfig) -> dict[str, Any]:
     watch.lap("fine-tuning")
 
     new = imagined(algorithm, data, config.seed)
-    verdict = judge(old, new, usual_disagreement(model, data))
+    verdict = judge(old, new, usual_disagreement(model, data.batch(data.holdout)))
     taken = algorithm.sac if verdict.accepted else base.sac
     save_checkpoint(folder / "policy.safetensors", taken.state_dict())
     watch.lap("judgement")

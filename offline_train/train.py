@@ -66,6 +66,9 @@ from sim.perturb import NOMINAL, Perturbation
 from sim.terminations import TERMINATIONS
 from sim.worlds import steady_world
 
+Watch = Callable[[Algorithm, dict[str, float]], None]
+"""Is shown the algorithm and its figures after every evaluation; what it raises stops the run at once."""
+
 
 class DatasetConfig(BaseModel):
     """Where the log is; without a path there is none, and the policy learns in the simulator."""
@@ -406,6 +409,7 @@ def train_policy(
     evaluate: Callable[[], dict[str, float]] = dict,
     world: Perturbation = NOMINAL,
     name: str = "policy",
+    watch: Watch | None = None,
 ) -> None:
     """Train, evaluate and checkpoint the policy in the run's folder.
 
@@ -417,6 +421,7 @@ def train_policy(
         evaluate: figures of an evaluation beside the return in the environment.
         world: the environment's world in which it is evaluated.
         name: what the file of the finished policy is called.
+        watch: looks on, and may stop the run.
     """
     folder = config.output
     final, part = folder / f"{name}.safetensors", folder / f"{name}.part.safetensors"
@@ -433,13 +438,16 @@ def train_policy(
         while not algorithm.finished:
             figures = algorithm.train_epoch()
             epoch = -(-algorithm.updates // settings.steps_per_epoch)
-            if epoch % config.evaluate_every == 0 or algorithm.finished:
+            due = epoch % config.evaluate_every == 0 or algorithm.finished
+            if due:
                 figures |= evaluate()
                 if config.evaluation_episodes:
                     figures |= evaluated(config, settings, algorithm, environment, world)
                     note = f"return {figures['return']:,.0f}"
             log.write(algorithm.updates, figures)
             move(algorithm.updates, note)
+            if due and watch is not None:
+                watch(algorithm, figures)
             if isinstance(algorithm, OnlineSac) and epoch % algorithm.config.snapshot_every == 0:
                 save_checkpoint(snapshot_path(folder, algorithm.steps), algorithm.sac.state_dict())
             if epoch % config.checkpoint_every == 0 and not algorithm.finished:
@@ -481,16 +489,21 @@ def snapshot_steps(folder: Path) -> list[int]:
     return sorted(int(path.stem) for path in (folder / "snapshots").glob("*.safetensors"))
 
 
-def run(config: TrainConfig) -> Path:
-    """Do one training run, or what is left of it; returns its folder."""
+def run(config: TrainConfig, watch: Watch | None = None) -> Path:
+    """Do one training run, or what is left of it; returns its folder.
+
+    Args:
+        config: settings.
+        watch: looks on, and may stop the run.
+    """
     torch.set_num_threads(config.threads)
     check_source(config)
     if isinstance(config.algorithm, OnlineSacConfig):
-        run_online(config, config.algorithm)
+        run_online(config, config.algorithm, watch)
     elif isinstance(config.algorithm, DemonstratedConfig):
-        run_with_demonstrations(config, config.algorithm)
+        run_with_demonstrations(config, config.algorithm, watch)
     else:
-        run_offline(config, config.algorithm)
+        run_offline(config, config.algorithm, watch)
     return config.output
 
 
@@ -524,7 +537,7 @@ def check_source(config: TrainConfig) -> None:
         raise UserError(f"algorithm={name} starts from no earlier policy; leave start_from out.")
 
 
-def run_online(config: TrainConfig, settings: OnlineSacConfig) -> None:
+def run_online(config: TrainConfig, settings: OnlineSacConfig, watch: Watch | None) -> None:
     """Train in the simulator."""
     environment = find_task(config.dataset.env or "")
     config, robot = with_robot(config, environment)
@@ -545,10 +558,12 @@ def run_online(config: TrainConfig, settings: OnlineSacConfig) -> None:
     robots = robots_of(environment, settings.robots, config.seed, world)
     kind = OnlineSynther if isinstance(settings, OnlineSyntherConfig) else OnlineSac
     algorithm = kind(settings, robots, config.seed, config.device, start)
-    train_policy(config, settings, algorithm, environment, world=world)
+    train_policy(config, settings, algorithm, environment, world=world, watch=watch)
 
 
-def run_with_demonstrations(config: TrainConfig, settings: NppacConfig | SacBcConfig | OnlineAwacConfig) -> None:
+def run_with_demonstrations(
+    config: TrainConfig, settings: NppacConfig | SacBcConfig | OnlineAwacConfig, watch: Watch | None
+) -> None:
     """Train in the simulator that demonstrations are from, where the algorithm has one with their prior."""
     folder, dataset = config.output, open_log(config.dataset)
     task = find_task(dataset.metadata.env)
@@ -573,7 +588,7 @@ def run_with_demonstrations(config: TrainConfig, settings: NppacConfig | SacBcCo
     else:
         algorithm = OnlineAwac(settings, robots, demonstrations, config.seed, config.device)
     pretrain(config, algorithm)
-    train_policy(config, settings, algorithm, task)
+    train_policy(config, settings, algorithm, task, watch=watch)
 
 
 def train_prior(config: TrainConfig, demonstrations: Batch) -> Prior:
@@ -643,7 +658,7 @@ def earlier_policy(config: TrainConfig, of: tuple[str, ...], sac: SacConfig, env
     return load_checkpoint(folder / "policy.safetensors")
 
 
-def run_offline(config: TrainConfig, settings: MopoConfig | ModelFreeConfig | NoAlgorithm) -> None:
+def run_offline(config: TrainConfig, settings: MopoConfig | ModelFreeConfig | NoAlgorithm, watch: Watch | None) -> None:
     """Train on the log: in a world model that is fitted to it, or without one."""
     source, folder = config.dataset, config.output
     dataset = open_log(source)
@@ -666,7 +681,7 @@ def run_offline(config: TrainConfig, settings: MopoConfig | ModelFreeConfig | No
         if config.world_model is not None:
             take_world_model(config.world_model, data, folder)
         model_free = make_model_free(settings, log, dataset.obs_dim, dataset.act_dim, config.seed)
-        train_policy(config, settings, model_free, environment)
+        train_policy(config, settings, model_free, environment, watch=watch)
         return
     if config.world_model is None:
         model = train_world_model(config, data, folder)
@@ -685,6 +700,7 @@ def run_offline(config: TrainConfig, settings: MopoConfig | ModelFreeConfig | No
         algorithm,
         environment,
         lambda: {"model_reward": model_return(algorithm, holdout, config.seed)},
+        watch=watch,
     )
 
 

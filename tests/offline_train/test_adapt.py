@@ -19,11 +19,12 @@ from toy import NOISE, ROBOT, toy_batch, toy_step
 from adapters.datasets import Metadata, TransitionDataset, save_npz
 from deploy.bundle import Bundle
 from offline_train import adapt, export, train
-from offline_train.adapt import Imagined, imagine, in_segments, inferred_context, judge, make_nominal
+from offline_train.adapt import in_segments, inferred_context, judge, make_nominal
 from offline_train.algorithms.augwm_actuators import ActuatorAugWmConfig
 from offline_train.algorithms.mopo import Mopo, MopoConfig
 from offline_train.algorithms.sac import Sac, SacConfig, anchor_loss
 from offline_train.checkpoint import load_checkpoint, state_equal
+from offline_train.evaluate import Imagined, imagine
 from offline_train.export import Run
 from offline_train.models.fit import EnsembleTrainer
 from offline_train.train import TrainConfig
@@ -244,11 +245,19 @@ class ThreeWorlds:
 
 def test_imagined_rewards_are_those_of_each_world() -> None:
     starts = torch.tensor([[0.4, 0.0], [0.0, -0.2]])
-    settings = MopoConfig(penalty="ensemble_std", penalty_weight=0.5)
 
     def rolled(terminated: Callable[[Tensor], Tensor]) -> Imagined:
         model: Any = ThreeWorlds()
-        return imagine(model, lambda obs: torch.zeros_like(obs), starts, settings, terminated, steps=5, seed=0)
+        return imagine(
+            model,
+            lambda obs: torch.zeros_like(obs),
+            starts,
+            steps=5,
+            seed=0,
+            penalty="ensemble_std",
+            penalty_weight=0.5,
+            terminated=terminated,
+        )
 
     expected = np.array([[2.4, 1.8], [0.4, -0.2]])
     found = rolled(never)
