@@ -120,7 +120,7 @@ class Mabe(Mopo):
 
     def _make_learner(self) -> MabeSac:
         config, scale = self.config, super()._input_scale()
-        self.prior = Awbc(*scale, self.act_dim, config.prior, self.generator).to(scale[0].device)
+        self.prior = Awbc(*scale, self.act_dim, config.prior, self.generator)
         return MabeSac(
             *self._input_scale(),
             self.act_dim,

@@ -94,7 +94,8 @@ class Mopo:
         capacity = config.retain_epochs * config.rollout_starts * config.horizon
         kept = self._kept(Batch.unpack(real, self.obs_dim, self.act_dim), None)
         self.replay = ModelReplay(kept.pack(), capacity, kept.obs.shape[1], self.act_dim, config.real_fraction)
-        self.sac = self._make_learner().to(real.device)
+        with torch.device(real.device):
+            self.sac = self._make_learner()
         self.updates = 0
 
     @property

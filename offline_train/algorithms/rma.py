@@ -188,7 +188,8 @@ class Rma(ActuatorAugWm):
         self.age = age_in_episode(self.log.obs, self.log.next_obs)
         rows = transitions(self.log.obs, self.log.action, self.log.next_obs)[:, 1:]
         mean, std = rows.mean(0), rows.std(0, unbiased=False).clamp(min=1e-6)
-        self.adaptation = Adaptation(mean, std, self.act_dim, self.config, self.generator).to(real.device)
+        with torch.device(real.device):
+            self.adaptation = Adaptation(mean, std, self.act_dim, self.config, self.generator)
         rate = self.config.adaptation_rate
         self.adaptation_optimizer = torch.optim.Adam(self.adaptation.parameters(), lr=rate, fused=True)
 
