@@ -6,7 +6,6 @@ it stopped and a finished one only has its figures read.
 
 from __future__ import annotations
 
-import json
 import math
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from rich.table import Table
 from adapters.datasets import load_dataset
 from adapters.errors import UserError
 from adapters.progress import MoveBar
+from offline_train.metrics import read_metrics
 from offline_train.train import LEARNERS
 from sim.intervals import mean_interval
 
@@ -221,7 +221,7 @@ def log_figures(comparison: Comparison) -> dict[str, Any]:
 
 def algorithm_figures(comparison: Comparison, algorithm: str) -> dict[str, Any]:
     """Returns of an algorithm's finished trainings, seed by seed."""
-    last = [read_metrics(comparison.run(algorithm, seed))[-1] for seed in comparison.seeds]
+    last = [read_metrics(comparison.run(algorithm, seed) / "metrics.jsonl")[-1] for seed in comparison.seeds]
     return {
         "algorithm": algorithm,
         "updates": last[0]["step"],
@@ -230,12 +230,6 @@ def algorithm_figures(comparison: Comparison, algorithm: str) -> dict[str, Any]:
         "published": comparison.log.published.get(algorithm),
         "command": " ".join(["surefoot", *comparison.train_command(algorithm, comparison.seeds[0])]),
     }
-
-
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Lines of figures that a run wrote about its policy."""
-    lines = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
-    return [line for line in lines if line["stage"] == "policy"]
 
 
 def algorithms_table(report: dict[str, Any]) -> Table:

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from scipy import stats  # type: ignore[import-untyped]
 
 from adapters.errors import UserError
 from adapters.files import read_json
 from offline_train.metrics import read_metrics
+from sim.intervals import mean_interval
 
 # Evaluations at the end of an offline run that are averaged.
 LAST = 5
@@ -98,11 +98,9 @@ def _learned_from(record: Mapping[str, Any]) -> str:
 
 def interval(values: Sequence[float]) -> str:
     """Mean over seeds and Student's 95 % interval of it, in words; the mean alone for one seed."""
-    mean = f"{np.mean(values):,.0f}"
-    if len(values) < 2:
-        return f"{mean} (one seed)"
-    half = stats.sem(values) * stats.t.ppf(0.975, len(values) - 1)
-    return f"{mean} ({np.mean(values) - half:,.0f} to {np.mean(values) + half:,.0f})"
+    found = mean_interval(np.array(values))
+    span = "one seed" if len(values) < 2 else f"{found.low:,.0f} to {found.high:,.0f}"
+    return f"{found.point:,.0f} ({span})"
 
 
 def offline_table(runs: Sequence[Returns]) -> Table:
