@@ -2,8 +2,9 @@
 
 A folder `NAME.bundle/` that holds `policy.onnx`, where context or delay are inferred `dynamics.onnx`, where a network
 infers the context `adaptation.onnx`, with a prior of demonstrations `prior.onnx`, `golden.npz` with rows that every
-runtime must reproduce, `validation.json` where there was a validation, further parts of an algorithm, `bundle.json`, which describes and hashes them all, and where it
-is signed `signature`. The graphs carry the description too, so that a lone policy.onnx still loads.
+runtime must reproduce, `validation.json` where there was a validation, further parts of an algorithm, `bundle.json`,
+which describes and hashes them all, and where it is signed `signature`. The graphs carry the description too, so that a
+lone policy.onnx still loads.
 """
 
 from __future__ import annotations
