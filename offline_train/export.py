@@ -339,7 +339,7 @@ def confidence_range(prior: PriorGraph, obs: Tensor) -> PriorSpec:
         raise UserError(
             f"the prior's standard deviation is {near:.2g} next to the demonstrations and {far:.2g} far from them, so "
             "it tells nothing of where the policy can be trusted; fit a Gaussian process (prior=sparse-gp), or export "
-            "without it (prior=false)."
+            "without it (with_prior=false)."
         )
     return PriorSpec(near=near, far=far)
 
@@ -515,7 +515,7 @@ def main(config: DictConfig) -> None:
     name = read_json(folder / "run.json")["config"]["algorithm"]["name"]
     output = Path(config.output) if config.output else folder / f"{name}.bundle"
     key = read_signing_key(Path(config.signing_key)) if config.signing_key else None
-    worst = export(folder, output, key, config.longest_delay, _plan(config.plan), config.prior)
+    worst = export(folder, output, key, config.longest_delay, _plan(config.plan), config.with_prior)
     print(f"{output}: torch and onnxruntime agree to {worst:.1e} over {PARITY_ROWS:,} rows")
     if key is not None:
         print(f"signed by the key {fingerprint(key.public_key())}")

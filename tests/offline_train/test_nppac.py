@@ -253,7 +253,7 @@ def test_train_export_and_confidence(command_line: CommandLine, recorded: Path, 
     assert first.confidence is not None and second.confidence is not None
     assert first.confidence > 0.5 > second.confidence
     assert (first.state, second.state) == (State.RUNNING, State.HOLD)
-    done = command_line("export", f"run={tmp_path / 'run'}", "prior=false", f"output={tmp_path / 'bare.bundle'}")
+    done = command_line("export", f"run={tmp_path / 'run'}", "with_prior=false", f"output={tmp_path / 'bare.bundle'}")
     assert done.code == 0 and Bundle.load(tmp_path / "bare.bundle").manifest.prior is None
 
 

@@ -30,7 +30,7 @@ NETWORK: dict[str, Any] = {"steps": 300, "hidden": [32, 32], "batch_size": 64, "
 SMALL: dict[str, AnyPriorConfig] = {
     "exact-gp": ExactGpConfig(steps=40, fit_rows=60, rows=150),
     "sparse-gp": SparseGpConfig(steps=40, fit_rows=60, inducing=50),
-    "deep-gp": DeepGpConfig(steps=60, learning_rate=0.05, inducing=12, hidden=1, batch_size=60, samples=3),
+    "deep-gp": DeepGpConfig(steps=100, learning_rate=0.05, inducing=12, hidden=2, batch_size=60, samples=3),
     "mle": EnsembleConfig(name="mle", members=1, **NETWORK),
     "ensemble": EnsembleConfig(members=3, **NETWORK),
     "mc-dropout": DropoutConfig(samples=5, **NETWORK),

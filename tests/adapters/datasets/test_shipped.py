@@ -45,3 +45,22 @@ def test_halfcheetah_mixed_says_what_it_is(mixed: TransitionDataset) -> None:
 def test_the_shipped_file_is_small() -> None:
     file = Path(adapters.datasets.__path__[0]) / "data" / "halfcheetah-mixed.npz"
     assert file.stat().st_size <= 16_000_000
+
+
+@pytest.mark.parametrize(
+    ("name", "env", "rows", "dims", "episodes"),
+    [
+        ("halfcheetah", "halfcheetah", 15_000, (17, 6), 15),
+        ("door", "adroit-door", 6_704, (39, 28), 25),
+        ("pen", "adroit-pen", 4_975, (45, 24), 25),
+    ],
+)
+def test_demonstrations_are_whole(name: str, env: str, rows: int, dims: tuple[int, int], episodes: int) -> None:
+    settings = yaml.safe_load((DATASETS / f"{name}-demos.yaml").read_text())
+    demos = load_dataset(settings["path"], settings["env"], settings["control_dt"])
+    assert (len(demos), (demos.obs_dim, demos.act_dim), demos.metadata.env) == (rows, dims, env)
+    assert len(demos.episode_slices()) == episodes
+    if env != "halfcheetah":
+        assert set(demos.rewards.tolist()) == {0.0, 1.0}
+    else:
+        assert demos.episode_returns().mean() == pytest.approx(11_400, rel=0.01)
