@@ -33,24 +33,18 @@ from adapters.errors import UserError
 from adapters.files import read_json, write_json
 from deploy.context import make_estimator
 from offline_train.algorithms.mopo import Mopo, MopoConfig
+from offline_train.algorithms.registry import make_algorithm
 from offline_train.algorithms.sac import Sac
 from offline_train.checkpoint import load_checkpoint, save_checkpoint
+from offline_train.data import Data, DatasetConfig, check_fit
 from offline_train.evaluate import Imagined, imagine, usual_disagreement
 from offline_train.export import DynamicsGraph, Run, export
 from offline_train.models.ensemble import DynamicsEnsemble
 from offline_train.models.fit import fit_data, holdout_error
 from offline_train.replay import draw
-from offline_train.train import (
-    Data,
-    DatasetConfig,
-    TrainConfig,
-    check_fit,
-    make_algorithm,
-    prepare_folder,
-    run_record,
-    train_policy,
-    train_world_model,
-)
+from offline_train.settings import TrainConfig, prepare_folder, run_record
+from offline_train.train import train_policy
+from offline_train.world_model import train_world_model
 from sim.environments import make_environment
 from sim.terminations import TERMINATIONS
 

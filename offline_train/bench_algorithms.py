@@ -22,8 +22,8 @@ from rich.table import Table
 from adapters.datasets import load_dataset
 from adapters.errors import UserError
 from adapters.progress import MoveBar
+from offline_train.algorithms.registry import LEARNERS
 from offline_train.metrics import read_metrics
-from offline_train.train import LEARNERS
 from sim.intervals import mean_interval
 
 SHIPPED = "package://adapters/datasets/data"

@@ -24,6 +24,7 @@ from offline_train.algorithms.augwm import AugWm, AugWmConfig
 from offline_train.algorithms.edac import EdacConfig
 from offline_train.algorithms.model_free import ModelFreeConfig
 from offline_train.algorithms.mopo import Mopo, MopoConfig
+from offline_train.algorithms.registry import make_model_free
 from offline_train.algorithms.td3_bc import Td3BcConfig
 from offline_train.export import export
 from offline_train.models.ensemble import DynamicsEnsemble
@@ -31,7 +32,8 @@ from offline_train.models.fit import EnsembleConfig, EnsembleTrainer, FitData
 from offline_train.models.rollout import rollout
 from offline_train.priors.exact_gp import exact_posterior, new_model
 from offline_train.replay import Batch
-from offline_train.train import TrainConfig, make_model_free, run
+from offline_train.settings import TrainConfig
+from offline_train.train import run
 from sim.environments import make_environment
 from sim.perturb import load_suite
 from sim.rollout import run_episodes

@@ -36,25 +36,20 @@ from offline_train.algorithms.demonstrated import DemonstratedConfig
 from offline_train.algorithms.model_free import ModelFreeConfig
 from offline_train.algorithms.mopo import Mopo, MopoConfig
 from offline_train.algorithms.nppac import NppacConfig, PriorActorCritic
+from offline_train.algorithms.registry import make_algorithm, make_model_free
 from offline_train.algorithms.rma import Adaptation, Rma, transitions
 from offline_train.algorithms.sac import Sac
 from offline_train.algorithms.sac_online import OnlineSacConfig
 from offline_train.checkpoint import load_checkpoint
+from offline_train.data import Data, open_log
 from offline_train.models.ensemble import DynamicsEnsemble
 from offline_train.models.rollout import UNCHANGED
 from offline_train.planner import Planner
 from offline_train.priors.base import Prior
 from offline_train.priors.fit import load_prior
-from offline_train.train import (
-    Data,
-    TrainConfig,
-    load_world_model,
-    make_algorithm,
-    make_model_free,
-    open_log,
-    snapshot_path,
-    snapshot_steps,
-)
+from offline_train.settings import TrainConfig
+from offline_train.train import snapshot_path, snapshot_steps
+from offline_train.world_model import load_world_model
 from sim.environments import Environment, make_environment
 from sim.gymnasium_tasks import OpenTask, find_task, robots_of
 from sim.terminations import TERMINATIONS

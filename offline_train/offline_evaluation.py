@@ -14,11 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
 from adapters.datasets import TransitionDataset
+from offline_train.data import Data
 from offline_train.evaluate import Imagined, imagine, usual_disagreement
 from offline_train.fqe import FqeConfig, first_values
 from offline_train.models.ensemble import DynamicsEnsemble, TerminationRule
 from offline_train.models.penalties import PENALTIES
-from offline_train.train import Data
 
 Act = Callable[[Tensor], Tensor]
 """A deterministic policy, observations `(batch, obs_dim)` to actions `(batch, act_dim)` in [-1, 1]."""

@@ -32,7 +32,7 @@ from offline_train.evaluate import simulator_return
 from offline_train.export import Run
 from offline_train.fqe import FqeConfig
 from offline_train.offline_evaluation import Act, OfflineEvaluation, RolloutConfig
-from offline_train.train import load_world_model
+from offline_train.world_model import load_world_model
 from sim.environments import Environment, make_environment
 from sim.terminations import TERMINATIONS
 

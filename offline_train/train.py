@@ -2,63 +2,49 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
-from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
 
 from adapters.command import command
-from adapters.datasets import TransitionDataset, load_dataset, save_npz
+from adapters.datasets import save_npz
 from adapters.errors import UserError
 from adapters.files import read_json, write_json
 from adapters.progress import progress_bar
 from deploy.bundle import RobotDescription
-from offline_train.algorithms.augwm import AugWm, AugWmConfig
-from offline_train.algorithms.augwm_actuators import ActuatorAugWm, ActuatorAugWmConfig
-from offline_train.algorithms.augwm_mabe import MabeAugWm, MabeAugWmConfig
-from offline_train.algorithms.awac import Awac, AwacConfig
 from offline_train.algorithms.awac_online import OnlineAwac, OnlineAwacConfig
-from offline_train.algorithms.awbc import Awbc, AwbcConfig
-from offline_train.algorithms.base import Algorithm, Learner, Settings
-from offline_train.algorithms.bc import Bc, BcConfig
-from offline_train.algorithms.brac import Brac, BracConfig
-from offline_train.algorithms.combo import Combo, ComboConfig
-from offline_train.algorithms.cql import Cql, CqlConfig
+from offline_train.algorithms.base import Algorithm, Settings
 from offline_train.algorithms.demonstrated import Demonstrated, DemonstratedConfig
-from offline_train.algorithms.edac import Edac, EdacConfig
-from offline_train.algorithms.iql import Iql, IqlConfig
-from offline_train.algorithms.mabe import Mabe, MabeConfig
-from offline_train.algorithms.model_free import ModelFree, ModelFreeConfig
-from offline_train.algorithms.mopo import Mopo, MopoConfig
-from offline_train.algorithms.morel import Morel, MorelConfig
+from offline_train.algorithms.mabe import MabeConfig
+from offline_train.algorithms.model_free import ModelFreeConfig
+from offline_train.algorithms.mopo import MopoConfig
 from offline_train.algorithms.nppac import Nppac, NppacConfig
 from offline_train.algorithms.online import OnlineConfig
-from offline_train.algorithms.redq import RedqConfig
-from offline_train.algorithms.rma import Rma, RmaConfig
+from offline_train.algorithms.registry import make_algorithm, make_model_free
+from offline_train.algorithms.rma import Rma
 from offline_train.algorithms.sac import SacConfig
 from offline_train.algorithms.sac_bc import SacBc, SacBcConfig
 from offline_train.algorithms.sac_online import OnlineSac, OnlineSacConfig
 from offline_train.algorithms.synther_online import OnlineSynther, OnlineSyntherConfig
-from offline_train.algorithms.td3_bc import Td3Bc, Td3BcConfig
 from offline_train.checkpoint import load_checkpoint, save_checkpoint
+from offline_train.data import Data, check_fit, open_log, open_synthetic, packed
 from offline_train.evaluate import model_return, simulator_return
 from offline_train.metrics import MetricsLog, read_metrics
-from offline_train.models.ensemble import DynamicsEnsemble, TerminationRule
-from offline_train.models.fit import EnsembleConfig, EnsembleTrainer, fit_data, holdout_error, set_normalisers
-from offline_train.models.rollout import HORIZONS, horizon_error
 from offline_train.priors.base import Prior
 from offline_train.priors.ensemble import EnsembleConfig as PriorEnsembleConfig
-from offline_train.priors.fit import AnyPriorConfig, fit_prior, load_prior, save_prior
+from offline_train.priors.fit import fit_prior, load_prior, save_prior
 from offline_train.priors.sparse_gp import SparseGpConfig
 from offline_train.replay import Batch
+from offline_train.settings import NoAlgorithm, TrainConfig, prepare_folder, run_record
+from offline_train.world_model import (
+    take_world_model,
+    train_world_model,
+    with_ensemble,
+)
 from sim.environments import Environment, make_environment
 from sim.gymnasium_tasks import OpenTask, find_task, judge, robot_of, robots_of
 from sim.mujoco_plant import find_world, name_world
@@ -67,338 +53,6 @@ from sim.terminations import TERMINATIONS
 from sim.worlds import steady_world
 
 Watch = Callable[[Algorithm, dict[str, float]], None]
-"""Is shown the algorithm and its figures after every evaluation; what it raises stops the run at once."""
-
-
-class DatasetConfig(BaseModel):
-    """Where the log is; without a path there is none, and the policy learns in the simulator."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: str
-    path: str | list[str] | None
-    env: str | None = None
-    control_dt: float | None = None
-    rows: int | None = Field(default=None, ge=1)
-    synthetic: str | None = None
-    real_fraction: float = Field(default=0.0, ge=0, le=1)
-
-
-class NoAlgorithm(BaseModel):
-    """Stands where an algorithm would when the world model alone is wanted."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: Literal["none"]
-
-
-class TrainConfig(BaseModel):
-    """Settings of a run; configs/train.yaml says what each means.
-
-    `perturbation` is the run's own note of what the chosen world changes, so that no later suite can tell otherwise;
-    `adaptation` that of `surefoot adapt`, where the run corrects an earlier one.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    algorithm: Annotated[
-        MopoConfig
-        | AugWmConfig
-        | ActuatorAugWmConfig
-        | RmaConfig
-        | MorelConfig
-        | MabeConfig
-        | MabeAugWmConfig
-        | ComboConfig
-        | OnlineSacConfig
-        | RedqConfig
-        | OnlineSyntherConfig
-        | BcConfig
-        | Td3BcConfig
-        | IqlConfig
-        | AwacConfig
-        | AwbcConfig
-        | CqlConfig
-        | EdacConfig
-        | BracConfig
-        | NppacConfig
-        | SacBcConfig
-        | OnlineAwacConfig
-        | NoAlgorithm,
-        Field(discriminator="name"),
-    ]
-    dataset: DatasetConfig
-    robot: RobotDescription | None = None
-    prior: AnyPriorConfig | None = None
-    suite: str | None = None
-    world: str | None = None
-    perturbation: dict[str, Any] | None = None
-    adaptation: dict[str, Any] | None = None
-    output: Path
-    seed: int
-    start_from: Path | None = None
-    world_model: Path | None
-    ensemble: EnsembleConfig
-    checkpoint_every: int = Field(ge=1)
-    evaluate_every: int = Field(ge=1)
-    evaluation_episodes: int = Field(ge=0)
-    threads: int = Field(ge=1)
-    device: Literal["cpu", "cuda"]
-    resume: bool
-
-
-class Data:
-    """The log as torch reads it: actions in [-1, 1], whole episodes held out.
-
-    Args:
-        dataset: the log.
-        robot: whose command range the actions are scaled from.
-        holdout_fraction: share of the episodes held out.
-        device: where the tensors live.
-        synthetic: transitions drawn from a model of the log, which are learned from in its place; held-out episodes
-            and what is said about the log stay those of the log itself.
-        real_fraction: share of the log among what is learned from then.
-    """
-
-    def __init__(
-        self,
-        dataset: TransitionDataset,
-        robot: RobotDescription,
-        holdout_fraction: float,
-        device: str,
-        synthetic: TransitionDataset | None = None,
-        real_fraction: float = 0.0,
-    ) -> None:
-        check_fit("the data set", dataset.obs_dim, dataset.act_dim, dataset.metadata.control_dt, robot)
-        self.dataset, self.robot, self.device = dataset, robot, device
-        self.synthetic, self.real_fraction = synthetic, real_fraction
-        # The same episodes are held out whatever the seed, so that hold-out errors of two runs can be compared.
-        self.train, self.holdout = dataset.split_episodes(holdout_fraction, np.random.default_rng(0))
-
-    def packed(self, part: TransitionDataset) -> Tensor:
-        """Packed rows of one part, with actions in [-1, 1]."""
-        return packed(part, self.robot).to(self.device)
-
-    def learned(self) -> Tensor:
-        """Packed rows of what is learned from: the training part, or synthetic rows with the share of it asked for."""
-        log = self.packed(self.train)
-        return log if self.synthetic is None else mixed(log, self.packed(self.synthetic), self.real_fraction)
-
-    def batch(self, part: TransitionDataset) -> Batch:
-        """One part as a batch."""
-        return Batch.unpack(self.packed(part), part.obs_dim, part.act_dim)
-
-
-def packed(dataset: TransitionDataset, robot: RobotDescription) -> Tensor:
-    """Packed rows of a data set, with actions in [-1, 1] of the robot's command range."""
-    rows = torch.from_numpy(dataset.packed())
-    low, high = (torch.tensor(v, dtype=torch.float32) for v in (robot.action.low, robot.action.high))
-    columns = slice(dataset.obs_dim, dataset.obs_dim + dataset.act_dim)
-    rows[:, columns] = (2.0 * (rows[:, columns] - low) / (high - low) - 1.0).clamp(-1.0, 1.0)
-    return rows
-
-
-def mixed(log: Tensor, synthetic: Tensor, real_fraction: float) -> Tensor:
-    """As many rows as there are synthetic ones, of which a share is the log's, over and over where it is short.
-
-    Args:
-        log: packed rows.
-        synthetic: packed rows.
-        real_fraction: share of `log`.
-    """
-    real = round(real_fraction * len(synthetic))
-    places = torch.arange(real, device=log.device) % len(log)
-    return torch.cat([log[places], synthetic[: len(synthetic) - real]])
-
-
-def open_log(source: DatasetConfig) -> TransitionDataset:
-    """The log that the settings name, or as many rows of it as they ask for, always the same ones.
-
-    Raises:
-        UserError: it cannot be read, or has fewer rows.
-    """
-    dataset = load_dataset(source.path or "", env=source.env, control_dt=source.control_dt)
-    return dataset if source.rows is None else dataset.subset(source.rows, np.random.default_rng(0))
-
-
-def open_synthetic(source: DatasetConfig, log: TransitionDataset) -> TransitionDataset | None:
-    """The synthetic transitions that the settings name, None where they name none.
-
-    Raises:
-        UserError: they cannot be read, are not synthetic, or were modelled on another log.
-    """
-    if source.synthetic is None:
-        return None
-    dataset = load_dataset(source.synthetic, env=log.metadata.env, control_dt=log.metadata.control_dt)
-    made_by = dataset.metadata.synthetic
-    if made_by is None:
-        raise UserError(f"{source.synthetic} is a real log; give it as dataset.path, or upsample it first.")
-    if made_by["source_sha256"] != log.metadata.sha256:
-        raise UserError(
-            f"{source.synthetic} was modelled on another log than the one to learn from; upsample this one, with the "
-            "same dataset settings."
-        )
-    return dataset
-
-
-def check_fit(source: str, obs_dim: int, act_dim: int, control_dt: float, robot: RobotDescription) -> None:
-    """Refuse a log or an environment that is not of this robot.
-
-    Args:
-        source: what it is, for the message.
-        obs_dim: size of its observations.
-        act_dim: size of its actions.
-        control_dt: its control period in s.
-        robot: the robot.
-
-    Raises:
-        UserError: sizes or control period differ.
-    """
-    for kind, found, wanted in (("observation", obs_dim, robot.obs_dim), ("action", act_dim, robot.act_dim)):
-        if found != wanted:
-            raise UserError(
-                f"{source} has {found} {kind} dimensions and the robot '{robot.name}' has {wanted}; "
-                "choose the robot that it is of (robot=NAME)."
-            )
-    if abs(control_dt - robot.control_dt) > 1e-6:
-        raise UserError(
-            f"{source} has a control period of {control_dt} s and the robot '{robot.name}' is controlled every "
-            f"{robot.control_dt} s; a policy has to run at the period that it was learned at."
-        )
-
-
-def train_world_model(
-    config: TrainConfig, data: Data, folder: Path, earlier: DynamicsEnsemble | None = None
-) -> DynamicsEnsemble:
-    """Fit the ensemble, or take up a fit, and write it with its errors under `folder`.
-
-    Args:
-        config: settings of the run.
-        data: what it is fitted to.
-        folder: where it is written.
-        earlier: the world model of a similar robot, which is corrected in place, with the normalisers that it has; a
-            member that gets no better on the held-out data stays as it was. None for a model from scratch.
-    """
-    model = new_model(config.ensemble, data) if earlier is None else earlier
-    final, part = folder / "world_model.safetensors", folder / "world_model.part.safetensors"
-    if config.resume and final.is_file():
-        model.load_state_dict(load_checkpoint(final))
-        return model
-    train = Batch.unpack(data.learned(), data.dataset.obs_dim, data.dataset.act_dim)
-    holdout = data.batch(data.holdout)
-    if earlier is None:
-        set_normalisers(model, train.obs, train.action, train.next_obs, train.reward)
-    trainer = EnsembleTrainer(
-        model,
-        fit_data(model, train.obs, train.action, train.next_obs, train.reward),
-        fit_data(model, holdout.obs, holdout.action, holdout.next_obs, holdout.reward),
-        config.ensemble,
-        torch.Generator(data.device).manual_seed(config.seed),
-    )
-    if earlier is not None:
-        trainer.end_epoch()
-    if config.resume and part.is_file():
-        trainer.load_state_dict(load_checkpoint(part))
-    with (
-        MetricsLog(folder, "world_model", trainer.steps) as log,
-        progress_bar("world model", config.ensemble.max_steps) as move,
-    ):
-
-        def report(step: int, figures: dict[str, float]) -> None:
-            log.write(step, figures)
-            move(step, f"hold-out error {figures['best_holdout_mse']:.4f}")
-            save_checkpoint(part, trainer.state_dict())
-
-        move(trainer.steps)
-        trainer.run(report)
-    errors = world_model_errors(model, data)
-    write_json(folder / "world_model.json", errors | {"steps": trainer.steps})
-    save_checkpoint(final, model.state_dict())
-    part.unlink(missing_ok=True)
-    return model
-
-
-def new_model(config: EnsembleConfig, data: Data, seed: int = 0) -> DynamicsEnsemble:
-    """An unfitted ensemble for the data."""
-    generator = torch.Generator().manual_seed(seed)
-    return DynamicsEnsemble(
-        data.dataset.obs_dim,
-        data.dataset.act_dim,
-        generator,
-        members=config.members,
-        elites=config.elites,
-        hidden=config.hidden,
-    ).to(data.device)
-
-
-def world_model_errors(model: DynamicsEnsemble, data: Data) -> dict[str, Any]:
-    """Held-out error of the ensemble, and its drift over rollout horizons, as JSON.
-
-    `holdout_mse` is the members' mean squared error per normalised dimension of (change of state, reward);
-    `elites_mse` that of the elites' averaged prediction of the change of state; `horizon_rmse` is in standard
-    deviations of the observations.
-    """
-    holdout = data.batch(data.holdout)
-    fit = fit_data(model, holdout.obs, holdout.action, holdout.next_obs, holdout.reward)
-    members = holdout_error(model, fit)
-    with torch.no_grad():
-        change, _ = model.mean_change(holdout.obs, holdout.action)
-    scaled = (change - (holdout.next_obs - holdout.obs)) / model.target_std[:-1]
-    windows = [
-        rows.start + offset
-        for rows in data.holdout.episode_slices()
-        for offset in range(0, rows.stop - rows.start - max(HORIZONS), 50)
-    ]
-    span = torch.arange(max(HORIZONS), device=holdout.obs.device)
-    index = torch.tensor(windows, dtype=torch.long, device=holdout.obs.device)[:, None] + span
-    obs = torch.cat([holdout.obs[index], holdout.next_obs[index[:, -1:]]], dim=1)
-    drift = horizon_error(model, obs, holdout.action[index]) if windows else {}
-    names = [*data.dataset.metadata.observation_names, "reward"]
-    return {
-        "holdout_episodes": len(data.holdout.episode_slices()),
-        "holdout_mse": float(members.mean()),
-        "elites_mse": float(scaled.square().mean()),
-        "holdout_mse_by_dimension": dict(zip(names, members.mean(0).tolist(), strict=True)),
-        "horizon_rmse": {str(horizon): error for horizon, error in drift.items()},
-    }
-
-
-MODEL_BASED: dict[str, Callable[..., Mopo]] = {
-    "mopo": Mopo,
-    "mbpo": Mopo,
-    "morel": Morel,
-    "mabe": Mabe,
-    "combo": Combo,
-    "augwm": AugWm,
-    "augwm-actuators": ActuatorAugWm,
-    "augwm-mabe": MabeAugWm,
-    "rma": Rma,
-}
-
-
-def make_algorithm(
-    settings: MopoConfig, real: Tensor, model: DynamicsEnsemble, terminated: TerminationRule, seed: int
-) -> Mopo:
-    """The algorithm that the settings are of."""
-    return MODEL_BASED[settings.name](settings, real, model, terminated, seed)
-
-
-LEARNERS: dict[str, Callable[..., Learner]] = {
-    "bc": Bc,
-    "td3-bc": Td3Bc,
-    "iql": Iql,
-    "awac": Awac,
-    "awbc": Awbc,
-    "cql": Cql,
-    "edac": Edac,
-    "sac-n": Edac,
-    "brac-v": Brac,
-}
-
-
-def make_model_free(settings: ModelFreeConfig, log: Tensor, obs_dim: int, act_dim: int, seed: int) -> ModelFree:
-    """The model-free algorithm that the settings are of."""
-    return ModelFree(settings, LEARNERS[settings.name], log, obs_dim, act_dim, seed)
 
 
 def train_policy(
@@ -704,89 +358,10 @@ def run_offline(config: TrainConfig, settings: MopoConfig | ModelFreeConfig | No
     )
 
 
-def take_world_model(earlier: Path, data: Data, folder: Path) -> DynamicsEnsemble:
-    """Copy the world model of an earlier run into this run's folder and return it.
-
-    Raises:
-        UserError: there is none, or it was fitted on other data.
-    """
-    model = load_world_model(earlier, data)
-    for name in ("world_model.safetensors", "world_model.json"):
-        shutil.copyfile(earlier / name, folder / name)
-    return model
-
-
-def with_ensemble(config: TrainConfig) -> TrainConfig:
-    """Return the settings with the ensemble's own, where the world model of an earlier run is taken."""
-    if config.world_model is None:
-        return config
-    earlier = read_json(config.world_model / "run.json")["config"]["ensemble"]
-    return config.model_copy(update={"ensemble": EnsembleConfig(**earlier)})
-
-
 def with_robot(config: TrainConfig, environment: Environment | OpenTask) -> tuple[TrainConfig, RobotDescription]:
     """Return the settings with a robot, where none is chosen the environment's own, and that robot."""
     robot = config.robot or robot_of(environment)
     return config.model_copy(update={"robot": robot}), robot
-
-
-def prepare_folder(config: TrainConfig) -> None:
-    """Make sure that a run neither overwrites another nor resumes one with other settings.
-
-    Raises:
-        UserError: either would happen.
-    """
-    folder = config.output
-    record = folder / "run.json"
-    if not record.is_file():
-        return
-    if not config.resume:
-        raise UserError(f"{folder} holds a run already; give another output=FOLDER, or resume=true to go on with it.")
-    before, now = read_json(record)["config"], config_record(config)
-    changed = sorted(key for key in now if now[key] != before.get(key))
-    if changed:
-        raise UserError(
-            f"{folder} was started with other settings ({', '.join(changed)}); resume with the same, or give another "
-            "output=FOLDER."
-        )
-
-
-def config_record(config: TrainConfig) -> dict[str, Any]:
-    """The settings that the result is a function of."""
-    free = {"output", "resume", "checkpoint_every", "evaluate_every", "evaluation_episodes", "threads"}
-    return config.model_dump(mode="json", exclude=free)
-
-
-def run_record(config: TrainConfig, dataset: dict[str, Any]) -> dict[str, Any]:
-    """What run.json says: settings, data, commit and versions."""
-    versions = {name: importlib.metadata.version(name) for name in ("surefoot", "torch", "numpy", "mujoco")}
-    return {
-        "config": config_record(config),
-        "dataset": dataset,
-        "commit": commit(),
-        "versions": versions,
-    }
-
-
-def commit() -> str | None:
-    """The commit that this runs from, or None outside a checkout."""
-    here = Path(__file__).parent
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None
-
-
-def load_world_model(folder: Path, data: Data) -> DynamicsEnsemble:
-    """Read the world model of an earlier run.
-
-    Raises:
-        UserError: there is none, or it was fitted on other data.
-    """
-    record = read_json(folder / "run.json")
-    if record["dataset"]["sha256"] != data.dataset.metadata.sha256:
-        raise UserError(f"the world model in {folder} was learned from other data; train one from this data set.")
-    model = new_model(EnsembleConfig(**record["config"]["ensemble"]), data)
-    model.load_state_dict(load_checkpoint(folder / "world_model.safetensors"))
-    return model
 
 
 def describe(folder: Path) -> str:

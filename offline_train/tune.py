@@ -39,10 +39,13 @@ from adapters.files import write_json
 from adapters.progress import MoveBar, progress_bar
 from offline_train.algorithms.base import Algorithm
 from offline_train.algorithms.mopo import MopoConfig
+from offline_train.data import Data
 from offline_train.fqe import FqeConfig
 from offline_train.offline_evaluation import OfflineEvaluation, RolloutConfig
 from offline_train.search_space import Space, as_overrides, read_space
-from offline_train.train import Data, NoAlgorithm, TrainConfig, load_world_model, run, with_robot
+from offline_train.settings import NoAlgorithm, TrainConfig
+from offline_train.train import run, with_robot
+from offline_train.world_model import load_world_model
 from sim.environments import make_environment
 from sim.terminations import TERMINATIONS
 

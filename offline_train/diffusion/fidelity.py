@@ -22,8 +22,8 @@ from scipy import stats  # type: ignore[import-untyped]
 from adapters.datasets import TransitionDataset, load_dataset
 from adapters.errors import UserError
 from adapters.files import write_json
+from offline_train.data import DatasetConfig, open_log
 from offline_train.diffusion.fidelity_figure import fidelity_figure, steps_figure
-from offline_train.train import DatasetConfig, open_log
 from sim.environments import make_environment
 from sim.oracle import true_step
 

@@ -20,6 +20,7 @@ from adapters.errors import UserError
 from adapters.files import atomic_path, read_bytes, read_json, write_json
 from adapters.progress import progress_bar
 from offline_train.checkpoint import load_checkpoint, save_checkpoint
+from offline_train.data import DatasetConfig, open_log
 from offline_train.diffusion.conditions import Condition, ConditionConfig, make_condition
 from offline_train.diffusion.fit import Examples, FitConfig, ModelTrainer
 from offline_train.diffusion.noise_baselines import noisy_rows
@@ -29,7 +30,7 @@ from offline_train.diffusion.transition_model import TransitionModel
 from offline_train.diffusion.vae import Vae, VaeConfig
 from offline_train.metrics import MetricsLog
 from offline_train.replay import Batch
-from offline_train.train import DatasetConfig, commit, open_log
+from offline_train.settings import commit
 
 # Rows drawn together, and kept as one file until all are there. Each such chunk has a generator of its own, so that
 # a sampling that is taken up again ends with the same rows.

@@ -27,7 +27,7 @@ from offline_train.checkpoint import load_checkpoint, state_equal
 from offline_train.evaluate import Imagined, imagine
 from offline_train.export import Run
 from offline_train.models.fit import EnsembleTrainer
-from offline_train.train import TrainConfig
+from offline_train.settings import TrainConfig
 from sim.terminations import never
 
 CommandLine = Callable[..., Any]

@@ -30,12 +30,12 @@ from offline_train.algorithms.mabe import MabeConfig
 from offline_train.algorithms.model_free import ActorCriticConfig, ModelFree, ModelFreeConfig
 from offline_train.algorithms.mopo import Mopo, MopoConfig
 from offline_train.algorithms.morel import MorelConfig
+from offline_train.algorithms.registry import LEARNERS, make_algorithm, make_model_free
 from offline_train.algorithms.rma import RmaConfig
 from offline_train.algorithms.sac import SacConfig
 from offline_train.algorithms.td3_bc import Td3BcConfig
 from offline_train.checkpoint import load_checkpoint, save_checkpoint, state_equal
 from offline_train.export import PARITY_TOLERANCE, PolicyGraph, check_parity, to_onnx
-from offline_train.train import LEARNERS, make_algorithm, make_model_free
 from sim.terminations import never
 
 SMALL_CRITICS: dict[str, Any] = {"hidden": [32, 32], "learning_rate": 3e-3, "discount": 0.9, "target_rate": 0.05}

@@ -7,7 +7,7 @@ import torch
 from toy import toy_batch
 
 from offline_train.algorithms.bc import BcConfig, cloning_loss
-from offline_train.train import make_model_free
+from offline_train.algorithms.registry import make_model_free
 
 
 def test_cloning_loss() -> None:

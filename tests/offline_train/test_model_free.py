@@ -17,10 +17,10 @@ from toy import Toy, toy_batch
 from deploy.bundle import Bundle
 from offline_train.algorithms.base import bellman_target, mean_figures, move_towards
 from offline_train.algorithms.model_free import ModelFree
+from offline_train.algorithms.registry import make_model_free
 from offline_train.algorithms.td3_bc import Td3BcConfig
 from offline_train.checkpoint import load_checkpoint, state_equal
 from offline_train.metrics import read_metrics
-from offline_train.train import make_model_free
 
 CommandLine = Callable[..., Any]
 

@@ -26,7 +26,8 @@ from offline_train import tune
 from offline_train.checkpoint import load_checkpoint, state_equal
 from offline_train.metrics import read_metrics
 from offline_train.search_space import as_overrides, read_space
-from offline_train.train import NoAlgorithm, TrainConfig, Watch
+from offline_train.settings import NoAlgorithm, TrainConfig
+from offline_train.train import Watch
 from offline_train.tune import propose
 
 CommandLine = Callable[..., Any]

@@ -14,10 +14,10 @@ from test_train import EPISODES, LENGTH, SMALL, refusal, write_log
 from adapters.datasets import load_dataset
 from adapters.files import read_json
 from offline_train.checkpoint import load_checkpoint, state_equal
+from offline_train.data import mixed
 from offline_train.diffusion import upsample
 from offline_train.diffusion.fit import ModelTrainer
 from offline_train.metrics import read_metrics
-from offline_train.train import mixed
 
 CommandLine = Callable[..., Any]
 ROWS = 70
