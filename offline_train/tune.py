@@ -221,7 +221,8 @@ class Study:
 
     def note(self) -> str:
         """What the progress bar says beside the bar."""
-        best = max((trial.value for trial in self.ended if trial.value is not None), default=None)
+        whole = self.optuna.get_trials(states=(TrialState.COMPLETE,))
+        best = max((trial.value for trial in whole if trial.value is not None), default=None)
         return f"trial {len(self.ended) + 1} of {self.config.trials}" + ("" if best is None else f", best {best:,.1f}")
 
     def world_model(self, settings: TrainConfig) -> Path | None:
