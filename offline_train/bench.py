@@ -76,7 +76,7 @@ class BenchConfig(BaseModel):
     transport: Literal["ros2", "lcm", "both"] | None
     hz: float = Field(gt=0, le=1000)
     minutes: float = Field(gt=0, allow_inf_nan=False)
-    log: Log
+    benchmark: Log
     budget: Budget
     algorithms: list[str] | None
     seeds: list[int] = Field(min_length=1)
@@ -265,8 +265,8 @@ def _move_on(move: MoveBar, before: int, done: int) -> None:
 def offline_algorithms(config: BenchConfig) -> dict[str, Any]:
     """Train every offline algorithm on one log, as far as that is not done, and return the table as JSON."""
     names = config.algorithms or [*config.budget.algorithms]
-    folder = config.output / f"{config.log.name}-{config.budget.name}"
-    comparison = Comparison(config.log, config.budget, names, config.seeds, folder)
+    folder = config.output / f"{config.benchmark.name}-{config.budget.name}"
+    comparison = Comparison(config.benchmark, config.budget, names, config.seeds, folder)
     with progress_bar("algorithms", unit="trainings") as move:
         figures = compare(comparison, config.workers, move)
     return {"schema": SCHEMA, "name": "algorithms", "machine": machine(), **figures}

@@ -38,7 +38,7 @@ CAPTION = (
 
 
 class Log(BaseModel):
-    """A log to learn from, a file of configs/log.
+    """A log to learn from, a file of configs/benchmark.
 
     Attributes:
         name: by which it is chosen.

@@ -17,7 +17,7 @@ from offline_train import bench_algorithms
 from offline_train.bench import BenchConfig
 from offline_train.bench_algorithms import Budget, Comparison, Log, algorithms_table, compare
 
-LOGS = [path.stem for path in Path("configs/log").glob("*.yaml")]
+LOGS = [path.stem for path in Path("configs/benchmark").glob("*.yaml")]
 
 LOG = Log(
     name="tiny",
@@ -118,7 +118,7 @@ def test_the_table_has_the_highest_return_first_with_students_interval() -> None
 @pytest.mark.parametrize("budget", ["cpu", "gpu"])
 def test_every_shipped_log_and_budget_is_whole(name: str, budget: str) -> None:
     with initialize_config_module("configs", version_base=None):
-        config = compose("bench", ["name=algorithms", f"log={name}", f"budget={budget}"])
+        config = compose("bench", ["name=algorithms", f"benchmark={name}", f"budget={budget}"])
     settings = BenchConfig.model_validate(OmegaConf.to_container(config, resolve=True))
-    assert settings.log.name == name
-    assert {*settings.log.algorithms} <= {*settings.budget.algorithms}
+    assert settings.benchmark.name == name
+    assert {*settings.benchmark.algorithms} <= {*settings.budget.algorithms}
