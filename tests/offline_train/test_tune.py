@@ -254,7 +254,9 @@ def test_a_killed_process_goes_on_to_the_bit(study: Tune, arguments: Callable[..
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     metrics = tmp_path / "parts" / "trials" / "001" / "metrics.jsonl"
     try:
-        wait_for(lambda: len(read_metrics(metrics)) > 6, 60)
+        wait_for(lambda: len(read_metrics(metrics)) > 3, 60)
+        # Frozen, so that it cannot be done before the second one asks.
+        os.kill(process.pid, signal.SIGSTOP)
         assert "is at work" in refusal(study("parts", *long, "resume=true"))
     finally:
         os.kill(process.pid, signal.SIGKILL)
