@@ -48,7 +48,7 @@ class Scale:
         red, green, blue, _ = self.colours((value - self.low) / (self.high - self.low))
         # Relative luminance (WCAG 2): black and white have the same contrast at 0.18.
         light = 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2 > 0.18
-        return to_hex((red, green, blue)), "#111111" if light else "#ffffff"
+        return to_hex((red, green, blue)), "#000000" if light else "#ffffff"
 
     def stops(self) -> list[str]:
         """Colours from low to high, for a gradient."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sim.charts import DIFFERENCES, SCORES, Scale, bars, difference_scale, heat_maps, line_charts, score_scale
@@ -22,6 +22,7 @@ def _luminance(colour: str) -> float:
 
 
 @given(st.floats(-2, 2), st.sampled_from([Scale(0, 1, SCORES), Scale(-0.5, 0.5, DIFFERENCES)]))
+@example(0.34375, Scale(-0.5, 0.5, DIFFERENCES))
 def test_text_can_be_read_on_every_shade(value: float, scale: Scale) -> None:
     dark, light = sorted(map(_luminance, scale.shade(value)))
     # WCAG's AA for text is a contrast of 4.5, less a little since colours are rounded.
