@@ -16,6 +16,7 @@ from rich.console import Console
 from adapters.errors import UserError
 from adapters.progress import progress_bar
 from deploy.bundle import Bundle
+from deploy.controller import LowConfidence
 from sim.environments import make_environment
 from sim.mujoco_plant import name_world
 from sim.supervisor import POLL, Supervisor, interruptible
@@ -43,6 +44,8 @@ class LcmSettings(BaseModel):
     seed: int = Field(default=0, ge=0)
     adapt: bool = True
     soft_start: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    low_confidence: LowConfidence = "run"
+    least_confidence: float = Field(default=0.5, gt=0, le=1)
     realtime: bool = False
     public_key: Path | None = None
     url: str | None = None
@@ -93,6 +96,7 @@ def _commands(settings: LcmSettings) -> dict[str, tuple[str, list[str]]]:
     place = name_world(settings.suite, settings.world, settings.at_step, settings.steps, environment)
     url = [] if settings.url is None else ["--url", settings.url]
     runner = [str(settings.bundle), *url, "--soft-start", str(settings.soft_start)]
+    runner += ["--low-confidence", settings.low_confidence, "--least-confidence", str(settings.least_confidence)]
     runner += [] if settings.adapt else ["--context", "nominal"]
     runner += [] if settings.public_key is None else ["--public-key", str(settings.public_key)]
     runner += [] if settings.realtime else ["--clock", "own", "--timeout", str(LOCK_STEP_TIMEOUT)]

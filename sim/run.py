@@ -21,7 +21,7 @@ from adapters.robots.dm_control_robot import DmControlRobot
 from adapters.robots.gymnasium_robot import GymnasiumRobot
 from adapters.robots.simulated_robot import SimulatedRobot
 from deploy.bundle import Bundle
-from deploy.controller import Controller, State
+from deploy.controller import Controller, LowConfidence, State
 from sim.environments import GymnasiumTask, make_environment, quiet_mujoco
 from sim.plant_robot import PlantRobot
 
@@ -41,6 +41,8 @@ class RunConfig(BaseModel):
     context: Literal["inferred", "nominal"]
     seed: int = Field(ge=0)
     soft_start: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    low_confidence: LowConfidence = "run"
+    least_confidence: float = Field(default=0.5, gt=0, le=1)
     realtime: bool = False
     dry_run: bool = False
     public_key: Path | None = None
@@ -124,7 +126,13 @@ def run_in_process(settings: RunConfig) -> None:
     """Drive an environment of gymnasium or dm_control and print what happened."""
     steps = settings.steps or STEPS
     bundle = Bundle.load(settings.bundle, settings.public_key)
-    controller = Controller(bundle, context=settings.context, soft_start=settings.soft_start)
+    controller = Controller(
+        bundle,
+        context=settings.context,
+        soft_start=settings.soft_start,
+        low_confidence=settings.low_confidence,
+        least_confidence=settings.least_confidence,
+    )
     robot = connect(bundle, settings)
     try:
         with progress_bar("driving", steps) as move:

@@ -20,6 +20,7 @@ from rich.console import Console
 from adapters.errors import UserError
 from adapters.progress import progress_bar
 from deploy.bundle import Bundle
+from deploy.controller import LowConfidence
 from sim.environments import make_environment
 from sim.mujoco_plant import name_world
 from sim.supervisor import POLL, Supervisor, interruptible
@@ -57,6 +58,8 @@ class StackSettings(BaseModel):
     seed: int = Field(default=0, ge=0)
     adapt: bool = True
     soft_start: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    low_confidence: LowConfidence = "run"
+    least_confidence: float = Field(default=0.5, gt=0, le=1)
     realtime: bool = False
     dry_run: bool = False
     discovery: Literal["localhost", "subnet"] = "localhost"
@@ -145,6 +148,8 @@ def _parameters(settings: StackSettings, record: Path, bag: Path) -> dict[str, d
             "public_key": str(settings.public_key or ""),
             "adapt": settings.adapt,
             "soft_start": settings.soft_start,
+            "low_confidence": settings.low_confidence,
+            "least_confidence": settings.least_confidence,
             "dry_run": settings.dry_run,
             "use_sim_time": not settings.realtime,
         },

@@ -189,6 +189,13 @@ def _settings(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--soft-start", type=float, default=0.0, help="s from the safe command to the policy's")
     parser.add_argument("--stop-time", type=float, default=0.0, help="s back to the safe command")
     parser.add_argument("--max-hold", type=int, default=20, help="bad steps in a row before the stop (%(default)s)")
+    parser.add_argument(
+        "--low-confidence",
+        choices=("run", "slow", "hold", "hand_over"),
+        default="run",
+        help="what to do far from the demonstrations of the bundle's prior",
+    )
+    parser.add_argument("--least-confidence", type=float, default=0.5, help="below which that is done, 0 to 1")
     parser.add_argument("--dry-run", action="store_true", help="compute everything and send nothing")
     parser.add_argument("--wait-for-start", action="store_true", help="stay idle until the order to start")
     return parser.parse_args(arguments)
@@ -205,6 +212,8 @@ def _make(settings: argparse.Namespace) -> Runner:
         soft_start=settings.soft_start,
         stop_time=settings.stop_time,
         autostart=not settings.wait_for_start,
+        low_confidence=settings.low_confidence,
+        least_confidence=settings.least_confidence,
     )
     # The first run of a graph takes far longer than those that follow.
     controller.bundle.act(np.zeros(bundle.manifest.obs_dim), controller.context)

@@ -6,12 +6,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from adapters.errors import UserError
 from deploy.bundle import Bundle
 from deploy.context import Health
-from deploy.controller import REASONS, Command, Controller, Reason, State
+from deploy.controller import REASONS, Command, Controller, LowConfidence, Reason, State
 from deploy.loop import LoopStatistics
 from deploy.ros2.fields import ObservationReader, parse_map
 from deploy.ros2.inputs import Inputs, Observed
@@ -35,6 +35,8 @@ class Settings:
     sync_tolerance: float
     soft_start: float
     stop_time: float
+    low_confidence: str
+    least_confidence: float
     adapt: bool
     joint_map: list[str]
     field_map: list[str]
@@ -78,7 +80,13 @@ class PolicyLoop:
         self.bundle = _load(settings)
         self.robot = robot = self.bundle.manifest.robot
         _check(settings, robot)
-        self.controller = Controller(self.bundle, soft_start=settings.soft_start, stop_time=settings.stop_time)
+        self.controller = Controller(
+            self.bundle,
+            soft_start=settings.soft_start,
+            stop_time=settings.stop_time,
+            low_confidence=cast(LowConfidence, settings.low_confidence),
+            least_confidence=settings.least_confidence,
+        )
         self.controller.adapt = settings.adapt
         reader = ObservationReader(
             robot, parse_map("joint_map", settings.joint_map), parse_map("field_map", settings.field_map)
@@ -178,11 +186,13 @@ class PolicyLoop:
         return values | self._context() | {f"fault: {text}": count for text, count in self.faults.items()}
 
     def _context(self) -> dict[str, object]:
-        """What is inferred of delay and context, and how far the context is to be trusted."""
+        """What is inferred of delay and context, how far the context is to be trusted, and the prior's confidence."""
         health = self._health
         values: dict[str, object] = {}
         if self.last is not None and self.last.delay is not None:
             values["delay (control periods)"] = int(self.last.delay)
+        if self.last is not None and self.last.confidence is not None:
+            values["confidence"] = f"{float(self.last.confidence):.3g}"
         if health is None:
             return values
         return values | {

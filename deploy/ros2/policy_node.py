@@ -90,6 +90,8 @@ class PolicyNode(LifecycleNode):
         define("sync_tolerance", 0.0, "s by which the stamps of messages that belong together may differ", SECONDS)
         define("soft_start", 0.0, "s in which the policy takes over; 0: at once", SECONDS)
         define("stop_time", 0.0, "s in which the robot is brought to rest; 0: at once", SECONDS)
+        define("low_confidence", "run", "far from demonstrations: run, slow, hold, or hand_over to somebody else")
+        define("least_confidence", 0.5, "below which that is done, 0 to 1", (0.0, 1.0))
         define("adapt", True, "whether the policy gets the inferred context; otherwise the nominal one")
         define("joint_map", [""], "entries POLICY_NAME:ROBOT_NAME, for joints that the robot names otherwise")
         define("field_map", [""], "entries TERM:FIELD, for observation terms whose source does not tell their place")

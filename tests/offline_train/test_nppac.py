@@ -253,8 +253,13 @@ def test_train_export_and_confidence(command_line: CommandLine, recorded: Path, 
     assert first.confidence is not None and second.confidence is not None
     assert first.confidence > 0.5 > second.confidence
     assert (first.state, second.state) == (State.RUNNING, State.HOLD)
+    # Nothing is confident enough for 1, so that every step is one far from the demonstrations.
+    done = command_line("run", f"bundle={bundle.path}", "steps=3", "low_confidence=slow", "least_confidence=1")
+    assert done.code == 0 and "3 steps: the robot is too far from the demonstrations" in done.out
     done = command_line("export", f"run={tmp_path / 'run'}", "with_prior=false", f"output={tmp_path / 'bare.bundle'}")
     assert done.code == 0 and Bundle.load(tmp_path / "bare.bundle").manifest.prior is None
+    done = command_line("run", f"bundle={tmp_path / 'bare.bundle'}", "steps=3", "low_confidence=slow")
+    assert done.code == 2 and "no prior that tells its confidence" in done.err
 
 
 @pytest.mark.parametrize(

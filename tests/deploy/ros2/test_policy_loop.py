@@ -31,6 +31,8 @@ def make(bundle: Path, /, **changes: Any) -> PolicyLoop:
         sync_tolerance=0.0,
         soft_start=0.0,
         stop_time=0.0,
+        low_confidence="run",
+        least_confidence=0.5,
         adapt=True,
         joint_map=[""],
         field_map=["pitch:imu.orientation.pitch"],
@@ -130,6 +132,8 @@ def test_nothing_is_sent_that_could_move_a_robot_whose_pose_is_not_known(tmp_pat
         ({"joint_map": ["ankle:a"]}, "joint_map names 'ankle'"),
         ({"field_map": [""]}, "'pitch' .* cannot be read"),
         ({"soft_start": -1.0}, "soft_start=-1.0"),
+        ({"low_confidence": "hold"}, "no prior that tells its confidence; leave hold out"),
+        ({"low_confidence": "panic"}, "choose run, slow, hold or hand_over"),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_refused(bundle: Path, changes: dict[str, Any], text: str) -> None:
