@@ -47,4 +47,6 @@ def explain(error: BaseException | None) -> str | None:
 def _explain_setting(error: Any) -> str:
     """Name the first setting that was refused, and why."""
     first = error.errors()[0]
-    return f"the setting {'.'.join(map(str, first['loc']))}={first['input']!r} is refused: {first['msg']}."
+    # What several settings say together has all of them for its value, which would bury the reason.
+    value = "" if isinstance(first["input"], dict) else f"={first['input']!r}"
+    return f"the setting {'.'.join(map(str, first['loc']))}{value} is refused: {first['msg']}."

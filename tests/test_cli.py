@@ -77,6 +77,11 @@ def test_value_that_a_setting_does_not_take(command_line: CommandLine) -> None:
     assert "horizon" in line and "long" in line
 
 
+def test_settings_that_contradict_one_another_are_not_all_shown(command_line: CommandLine) -> None:
+    line = one_line(command_line("train", "algorithm=mabe", "algorithm.prior.updates=90000"))
+    assert "prior.updates are part of the updates" in line and "batch_size" not in line
+
+
 def test_missing_setting(command_line: CommandLine) -> None:
     assert "output" in one_line(command_line("collect"))
 
