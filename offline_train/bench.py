@@ -29,8 +29,8 @@ from deploy.bundle import Bundle
 from offline_train.bench_algorithms import Budget, Comparison, Log, algorithms_table, compare
 from offline_train.bench_cases import SPEED_CAPTION, SPEED_CASES, Case, Work, speed_cases, untrained_bundle
 from offline_train.bench_diffusion import DIFFUSION_CAPTION, DIFFUSION_CASES, diffusion_cases
+from offline_train.bench_priors import bench_priors, prior_figure, prior_table
 from offline_train.calibration import calibrate, calibration_figure, calibration_table
-from offline_train.prior_bench import prior_bench, prior_figure, prior_table
 from offline_train.priors.fit import FITS
 from sim.context_sweep import sweep, variants_for
 from sim.context_sweep import table as context_table
@@ -251,7 +251,7 @@ def priors(config: BenchConfig) -> dict[str, Any]:
     """
     torch.set_num_threads(1)
     with progress_bar("priors", len(FITS), "priors") as move:
-        rows = prior_bench(config.effort, move)
+        rows = bench_priors(config.effort, move)
     report = {"schema": SCHEMA, "name": "priors", "effort": config.effort, "machine": machine(), "rows": rows}
     if config.json_file is not None:
         prior_figure(report, config.json_file.with_suffix(".png"))

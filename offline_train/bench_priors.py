@@ -65,7 +65,7 @@ def divergence_gradient(prior: Prior, obs: Tensor, mean: Tensor) -> float:
     return float(mean.grad.norm(dim=1).mean())
 
 
-def prior_bench(effort: float, move: MoveBar) -> list[dict[str, Any]]:
+def bench_priors(effort: float, move: MoveBar) -> list[dict[str, Any]]:
     """Fit every prior and ask it; one line of the report each.
 
     Args:
