@@ -36,7 +36,8 @@ class OnlineAwac(Demonstrated):
         self, config: OnlineAwacConfig, robots: OnlineRobots, demonstrations: Batch, seed: int, device: str = "cpu"
     ) -> None:
         generator = torch.Generator(device).manual_seed(seed)
-        learner = new_awac(config, robots.obs_dim, robots.act_dim, generator).to(device)
+        with torch.device(device):
+            learner = new_awac(config, robots.obs_dim, robots.act_dim, generator)
         learner.obs_mean.copy_(demonstrations.obs.mean(0))
         learner.obs_std.copy_(demonstrations.obs.std(0) + STD_MARGIN)
         super().__init__(config, learner, robots, demonstrations, generator)

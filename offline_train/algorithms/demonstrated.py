@@ -22,7 +22,6 @@ class DemonstratedConfig(OnlineConfig):
     """Settings that all of them have."""
 
     random_steps: int = Field(default=1_000, ge=1, description="control steps of the first policy before any update")
-    learning_rate: float = Field(default=3e-4, gt=0, description="Adam's step size")
     pretrain_epochs: int = Field(default=100, ge=0, description="passes over the demonstrations before all else")
     pretrain_batch: int = Field(default=64, ge=1, description="rows a gradient step of these")
     fill_replay: bool = Field(default=False, description="whether the replay starts with the demonstrations")
@@ -77,9 +76,11 @@ class Demonstrated(Online):
         """Gradient steps of `pretrain`."""
         return self.config.pretrain_epochs * self.steps_a_pass
 
-    def _fit_actor(self, actor: nn.Module, loss_of: Callable[[Tensor], Tensor], report: Report) -> None:
+    def _fit_actor(
+        self, actor: nn.Module, loss_of: Callable[[Tensor], Tensor], learning_rate: float, report: Report
+    ) -> None:
         """Minimise a loss of rows of the demonstrations over an actor, pass after pass, in an order drawn anew."""
-        optimizer = torch.optim.Adam(actor.parameters(), lr=self.config.learning_rate, fused=True)
+        optimizer = torch.optim.Adam(actor.parameters(), lr=learning_rate, fused=True)
         for epoch in range(self.config.pretrain_epochs):
             order = torch.randperm(len(self.demonstrations.obs), generator=self.generator, device=self.device)
             for rows in order.split(self.config.pretrain_batch):

@@ -218,7 +218,8 @@ class Nppac(Demonstrated):
     ) -> None:
         self.prior, self.as_scale = prior.to(device), config.scale
         generator = torch.Generator(device).manual_seed(seed)
-        learner = PriorActorCritic(robots.obs_dim, robots.act_dim, config, generator).to(device)
+        with torch.device(device):
+            learner = PriorActorCritic(robots.obs_dim, robots.act_dim, config, generator)
         if config.standardise:
             learner.obs_mean.copy_(demonstrations.obs.mean(0))
             learner.obs_std.copy_(demonstrations.obs.std(0) + STD_MARGIN)
@@ -232,4 +233,6 @@ class Nppac(Demonstrated):
     def pretrain(self, report: Report) -> None:
         """Fit the policy to the prior on the demonstrations' states."""
         told = self.tell(self.demonstrations.obs)
-        self._fit_actor(self.learner.actor, lambda rows: self.learner.pretrain_loss(told[rows]), report)
+        self._fit_actor(
+            self.learner.actor, lambda rows: self.learner.pretrain_loss(told[rows]), self.config.learning_rate, report
+        )

@@ -30,6 +30,7 @@ class SacBcConfig(DemonstratedConfig):
     """Settings of both."""
 
     name: Literal["sac-bc", "dapg"] = "sac-bc"
+    learning_rate: float = Field(default=3e-4, gt=0, description="Adam's step size of the cloning")
     weight: float = Field(default=0.1, ge=0, description="w, of the demonstrations' loss")
     factor: float = Field(default=1.0, gt=0, le=1, description="f, what w is multiplied by every 1,000 updates")
     sac: SacConfig = SacConfig(target_entropy=None, average_rate=1.0)
@@ -77,16 +78,18 @@ class CloningSac(Sac):
 class SacBc(Demonstrated):
     """The learner with its robots; arguments as those of `Nppac`, without the prior."""
 
+    config: SacBcConfig
     learner: CloningSac
 
     def __init__(
         self, config: SacBcConfig, robots: OnlineRobots, demonstrations: Batch, seed: int, device: str = "cpu"
     ) -> None:
         generator = torch.Generator(device).manual_seed(seed)
-        learner = CloningSac(demonstrations, config, generator).to(device)
+        with torch.device(device):
+            learner = CloningSac(demonstrations, config, generator)
         super().__init__(config, learner, robots, demonstrations, generator)
 
     def pretrain(self, report: Report) -> None:
         """Clone the demonstrations."""
-        self._fit_actor(self.learner.actor, self.learner.cloning_loss, report)
+        self._fit_actor(self.learner.actor, self.learner.cloning_loss, self.config.learning_rate, report)
         self.learner.average_actor.load_state_dict(self.learner.actor.state_dict())
