@@ -69,9 +69,9 @@ def test_beta_grows_where_the_policy_is_further_from_the_prior_than_it_may_be(ta
     learner, batch = make(target_divergence=target), toy_batch(64, seed=1)
     with torch.no_grad():
         learner.actor.layers[-1].bias[:2] += 1.0
-    before = float(learner.log_alpha)
+    before = float(learner.log_alpha.detach())
     figures = learner.update(batch)
-    assert (float(figures["divergence"]) > target) == grows == (float(learner.log_alpha) > before)
+    assert (float(figures["divergence"]) > target) == grows == (float(learner.log_alpha.detach()) > before)
 
 
 def test_critics_learn_the_value_less_the_divergence() -> None:
