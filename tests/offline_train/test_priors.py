@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -253,3 +254,29 @@ def test_cached_layer_is_gpytorchs() -> None:
         mean, variance = CachedLayer.of(model.first)(obs.double())
     torch.testing.assert_close(mean.float(), theirs.mean[0], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(variance.float(), theirs.variance[0], rtol=1e-2, atol=1e-3)
+
+
+def test_large_weights_that_nearly_cancel_leave_no_error() -> None:
+    # Pairs of centres 1e-3 apart with weights of 90 and -90: what is left of them is what they are apart.
+    generator, pairs = torch.Generator().manual_seed(0), 1_000
+    first = torch.randn(pairs, 3, generator=generator, dtype=torch.float64)
+    second = first + 1e-3 * torch.randn(pairs, 3, generator=generator, dtype=torch.float64)
+    centres, weights = torch.cat([first, second]), torch.full((2 * pairs, 1), 90.0, dtype=torch.float64)
+    weights[pairs:] *= -1.0
+    posterior = GpPosterior(
+        {
+            "lengthscale": torch.ones(3, dtype=torch.float64),
+            "origin": torch.zeros(3, dtype=torch.float64),
+            "centres": centres,
+            "smoothness": torch.tensor(math.inf),
+            "projection": torch.zeros(2 * pairs, 1),
+            "weights": weights,
+            "reductions": torch.zeros(1, 1),
+            "mean": torch.zeros(1),
+            "prior_variance": torch.ones(1),
+            "noise": torch.ones(1),
+        }
+    )
+    obs = torch.randn(20, 3, generator=generator)
+    expected = torch.exp(-0.5 * torch.cdist(obs.double(), centres).square()) @ weights
+    torch.testing.assert_close(posterior.moments(obs)[0].double(), expected, atol=1e-5, rtol=1e-6)
