@@ -1,10 +1,11 @@
-"""A command of the command line: a Hydra application whose errors reach the dispatcher unchanged."""
+"""Commands: Hydra applications whose errors reach the dispatcher unchanged, and modules for `python -m`."""
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from adapters.errors import UserError
@@ -29,6 +30,24 @@ def command(name: str) -> Callable[[Callable[[Any], None]], Callable[[], None]]:
         return hydra.main(version_base=None, config_path="pkg://configs", config_name=name)(guarded)
 
     return decorate
+
+
+def module_command(work: Callable[[list[str]], None]) -> Callable[..., int]:
+    """Make a function of the words behind `python -m MODULE` that module's `main`, which returns the exit code.
+
+    A person's mistake ends with one line and exit code 2. `main(words)` takes other words than the command line's.
+    """
+
+    @functools.wraps(work)
+    def guarded(words: Sequence[str] | None = None) -> int:
+        try:
+            work(sys.argv[1:] if words is None else list(words))
+        except UserError as error:
+            print(f"surefoot: {error}", file=sys.stderr)
+            return 2
+        return 0
+
+    return guarded
 
 
 def explain(error: BaseException | None) -> str | None:

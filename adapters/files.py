@@ -121,3 +121,12 @@ def parse_json(text: str | bytes, source: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError covers what is no JSON and what is no UTF-8
         raise UserError(f"{source} is not valid JSON ({error}); it may be cut short, make it again.") from error
+
+
+def read_jsonl(path: Path) -> list[Any]:
+    """The whole lines of a file of JSON lines; a last line cut by a crash is left out, a missing file has none."""
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            lines.append(json.loads(text))
+    return lines

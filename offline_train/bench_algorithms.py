@@ -21,9 +21,9 @@ from rich.table import Table
 
 from adapters.datasets import load_dataset
 from adapters.errors import UserError
+from adapters.files import read_json, read_jsonl, write_json
 from adapters.progress import MoveBar
 from offline_train.algorithms.registry import LEARNERS
-from offline_train.metrics import read_metrics
 from sim.intervals import mean_interval
 
 SHIPPED = "package://adapters/datasets/data"
@@ -171,6 +171,7 @@ def train_all(
 
     def train(algorithm: str, seed: int) -> str:
         run = comparison.run(algorithm, seed)
+        keep_command(run.with_suffix(".json"), comparison.train_command(algorithm, seed))
         if not (run / result).is_file():
             resume = [f"resume={(run / 'run.json').is_file()}"]
             surefoot([*comparison.train_command(algorithm, seed), *resume], comparison.folder / f"{run.name}.log")
@@ -184,6 +185,20 @@ def train_all(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def keep_command(place: Path, words: list[str]) -> None:
+    """Note what a training is run with, so that no figure of other settings gets into the table later on.
+
+    Raises:
+        UserError: it was run with something else.
+    """
+    if place.is_file() and read_json(place) != words:
+        raise UserError(
+            f"{place.with_suffix('')} was trained with other settings than those asked for now; remove it, or give "
+            "another output=FOLDER."
+        )
+    write_json(place, words)
 
 
 def surefoot(words: Sequence[str], output: Path) -> None:
@@ -221,7 +236,7 @@ def log_figures(comparison: Comparison) -> dict[str, Any]:
 
 def algorithm_figures(comparison: Comparison, algorithm: str) -> dict[str, Any]:
     """Returns of an algorithm's finished trainings, seed by seed."""
-    last = [read_metrics(comparison.run(algorithm, seed) / "metrics.jsonl")[-1] for seed in comparison.seeds]
+    last = [read_jsonl(comparison.run(algorithm, seed) / "metrics.jsonl")[-1] for seed in comparison.seeds]
     return {
         "algorithm": algorithm,
         "updates": last[0]["step"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from adapters.datasets import TransitionDataset, load_dataset
@@ -25,6 +25,14 @@ class DatasetConfig(BaseModel):
     rows: int | None = Field(default=None, ge=1)
     synthetic: str | None = None
     real_fraction: float = Field(default=0.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _has_an_effect(self) -> DatasetConfig:
+        if self.path is None and (self.rows or self.synthetic):
+            raise ValueError("there is no log of which rows or synthetic could tell anything; leave them out")
+        if self.synthetic is None and self.real_fraction:
+            raise ValueError("real_fraction is the share of the log among synthetic rows; give synthetic=FILE as well")
+        return self
 
 
 class Data:

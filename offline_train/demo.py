@@ -16,11 +16,10 @@ from rich.console import Console
 
 from adapters.command import command
 from adapters.errors import UserError
-from adapters.files import read_json, write_json
+from adapters.files import read_json, read_jsonl, write_json
 from adapters.progress import progress_bar
 from deploy.bundle import Bundle, attach_validation
 from offline_train.export import export
-from offline_train.metrics import read_metrics
 from sim.environments import make_environment
 from sim.figure import figure
 from sim.perturb import load_suite
@@ -132,7 +131,7 @@ def train_all(config: DemoConfig, title: str, work: dict[Path, list[str]], steps
 
 def steps_done(folder: Path) -> int:
     """Gradient steps that a run has behind it, by its own log."""
-    return max((line["step"] for line in read_metrics(folder / "metrics.jsonl")), default=0)
+    return max((line["step"] for line in read_jsonl(folder / "metrics.jsonl")), default=0)
 
 
 def run_command(folder: Path, command: list[str], stop: threading.Event) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 from collections.abc import Mapping
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
+
+from adapters.files import atomic_path, read_jsonl
 
 
 class MetricsLog:
@@ -26,8 +27,9 @@ class MetricsLog:
     def __init__(self, folder: Path, stage: str, resume_at: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.stage, self.path = stage, folder / "metrics.jsonl"
-        kept = [line for line in read_metrics(self.path) if line["stage"] != stage or line["step"] <= resume_at]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        kept = [line for line in read_jsonl(self.path) if line["stage"] != stage or line["step"] <= resume_at]
+        with atomic_path(self.path) as draft:
+            draft.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_at or None)
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
@@ -43,12 +45,3 @@ class MetricsLog:
 
     def __exit__(self, *_: Any) -> None:
         self._board.close()
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a `metrics.jsonl`; a last line cut by a crash is left out, a missing file has none."""
-    lines = []
-    for text in path.read_text().splitlines() if path.exists() else []:
-        with contextlib.suppress(json.JSONDecodeError):
-            lines.append(json.loads(text))
-    return lines

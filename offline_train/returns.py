@@ -16,9 +16,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from adapters.command import module_command
 from adapters.errors import UserError
-from adapters.files import read_json
-from offline_train.metrics import read_metrics
+from adapters.files import read_json, read_jsonl
 from sim.intervals import mean_interval
 
 # Evaluations at the end of an offline run that are averaged.
@@ -59,7 +59,7 @@ def read_returns(folder: Path) -> Returns:
     """
     record = read_json(folder / "run.json")
     config = record["config"]
-    lines = [line for line in read_metrics(folder / "metrics.jsonl") if line.get("return") is not None]
+    lines = [line for line in read_jsonl(folder / "metrics.jsonl") if line.get("return") is not None]
     if not lines:
         raise UserError(f"{folder} has no evaluations in the simulator; train with evaluation_episodes above 0.")
     steps = np.array([line["step"] for line in lines])
@@ -129,24 +129,17 @@ def online_table(runs: Sequence[Returns]) -> Table:
     return table
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the tables; return the exit code."""
-    given = sys.argv[1:] if arguments is None else list(arguments)
+@module_command
+def main(words: list[str]) -> None:
+    """Print the tables."""
     console = Console(width=160, highlight=False)
-    try:
-        if not given:
-            raise UserError(
-                "give the folders of finished runs, as in python -m offline_train.returns outputs/td3-bc-*."
-            )
-        runs = [read_returns(Path(folder)) for folder in given]
-        for kind, table in ((False, offline_table), (True, online_table)):
-            chosen = [run for run in runs if run.online == kind]
-            if chosen:
-                console.print(table(chosen))
-    except UserError as error:
-        print(f"surefoot: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if not words:
+        raise UserError("give the folders of finished runs, as in python -m offline_train.returns outputs/td3-bc-*.")
+    runs = [read_returns(Path(folder)) for folder in words]
+    for kind, table in ((False, offline_table), (True, online_table)):
+        chosen = [run for run in runs if run.online == kind]
+        if chosen:
+            console.print(table(chosen))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from adapters.command import command
 from adapters.datasets import save_npz
 from adapters.errors import UserError
-from adapters.files import read_json, write_json
+from adapters.files import read_json, read_jsonl, write_json
 from adapters.progress import progress_bar
 from deploy.bundle import RobotDescription
 from offline_train.algorithms.awac_online import OnlineAwac, OnlineAwacConfig
@@ -33,7 +33,7 @@ from offline_train.algorithms.synther_online import OnlineSynther, OnlineSynther
 from offline_train.checkpoint import load_checkpoint, save_checkpoint
 from offline_train.data import Data, check_fit, open_log, open_synthetic, packed
 from offline_train.evaluate import model_return, simulator_return
-from offline_train.metrics import MetricsLog, read_metrics
+from offline_train.metrics import MetricsLog
 from offline_train.priors.base import Prior
 from offline_train.priors.ensemble import EnsembleConfig as PriorEnsembleConfig
 from offline_train.priors.fit import fit_prior, load_prior, save_prior
@@ -107,8 +107,9 @@ def train_policy(
             if epoch % config.checkpoint_every == 0 and not algorithm.finished:
                 save_checkpoint(part, algorithm.state_dict())
     if isinstance(algorithm, OnlineSac) and algorithm.config.keep_replay:
+        command = f"surefoot train algorithm={settings.name} dataset.env={environment.name}"
         place = f"perturbations={config.suite} world={config.world} " * (config.world is not None)
-        source = f"surefoot train algorithm=sac dataset.env={environment.name} {place}seed={config.seed}, the replay"
+        source = f"{command} {place}seed={config.seed}, the replay"
         save_npz(algorithm.log(environment, source), folder / "replay.npz")
     if isinstance(algorithm, Rma):
         save_checkpoint(folder / "adaptation.safetensors", algorithm.adaptation.state_dict())
@@ -185,6 +186,8 @@ def check_source(config: TrainConfig) -> None:
         raise UserError("algorithm=none trains no policy that could start from an earlier one; leave start_from out.")
     if isinstance(config.algorithm, DemonstratedConfig) and config.world_model is not None:
         raise UserError(f"algorithm={name} learns in the simulator itself; leave world_model out.")
+    if isinstance(config.algorithm, DemonstratedConfig) and config.dataset.synthetic is not None:
+        raise UserError(f"algorithm={name} learns from demonstrations as they are; leave dataset.synthetic out.")
     if config.prior is not None and not isinstance(config.algorithm, NppacConfig):
         raise UserError(f"algorithm={name} is held to no prior of demonstrations; leave prior out.")
     if isinstance(config.algorithm, (ModelFreeConfig, DemonstratedConfig)) and config.start_from is not None:
@@ -366,7 +369,7 @@ def with_robot(config: TrainConfig, environment: Environment | OpenTask) -> tupl
 
 def describe(folder: Path) -> str:
     """Tell a person the last return in MuJoCo of a finished run, and D4RL's score of it; empty where there is none."""
-    evaluated = [figures for figures in read_metrics(folder / "metrics.jsonl") if "return" in figures]
+    evaluated = [figures for figures in read_jsonl(folder / "metrics.jsonl") if "return" in figures]
     if not evaluated:
         return ""
     last, task = evaluated[-1], find_task(read_json(folder / "run.json")["dataset"]["env"])

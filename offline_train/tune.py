@@ -33,13 +33,12 @@ from rich.console import Console
 from rich.table import Table
 
 from adapters.command import command
-from adapters.datasets import load_dataset
 from adapters.errors import UserError
 from adapters.files import write_json
 from adapters.progress import MoveBar, progress_bar
 from offline_train.algorithms.base import Algorithm
 from offline_train.algorithms.mopo import MopoConfig
-from offline_train.data import Data
+from offline_train.data import Data, open_log
 from offline_train.fqe import FqeConfig
 from offline_train.offline_evaluation import OfflineEvaluation, RolloutConfig
 from offline_train.search_space import Space, as_overrides, read_space
@@ -272,8 +271,7 @@ def make_score(config: TuneConfig, base: TrainConfig) -> Score:
     """What trials are scored by; a world model that judges them is none that they are trained in."""
     if config.score == "simulator":
         return lambda _, figures: figures["return"]
-    source = base.dataset
-    dataset = load_dataset(source.path or "", env=source.env, control_dt=source.control_dt)
+    dataset = open_log(base.dataset)
     environment = make_environment(dataset.metadata.env)
     data = Data(dataset, with_robot(base, environment)[1], base.ensemble.holdout_fraction, "cpu")
     model = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import mujoco
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 import configs
+from adapters.command import module_command
 from adapters.datasets import TransitionDataset, load_dataset
 from adapters.errors import UserError
 from sim.gymnasium_tasks import OpenTask, find_task
@@ -109,22 +111,21 @@ def table(name: str, found: Sequence[Replay]) -> Table:
     return shown
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table of each data set; return the exit code."""
-    names = sys.argv[1:] if arguments is None else list(arguments)
-    try:
-        if not names:
-            raise UserError("give data sets, as in python -m sim.adroit door-demos pen-demos.")
-        for name in names:
-            settings = OmegaConf.load(f"{configs.__path__[0]}/dataset/{name}.yaml")
-            task = find_task(settings.env)
-            assert isinstance(task, OpenTask)
-            found = replay(task, load_dataset(settings.path, settings.env, settings.control_dt))
-            Console(highlight=False).print(table(name, found))
-    except (UserError, FileNotFoundError) as error:
-        print(f"surefoot: {error}", file=sys.stderr)
-        return 2
-    return 0
+@module_command
+def main(words: list[str]) -> None:
+    """Print the table of each data set."""
+    if not words:
+        raise UserError("give data sets, as in python -m sim.adroit door-demos pen-demos.")
+    for name in words:
+        described = Path(configs.__path__[0]) / "dataset" / f"{name}.yaml"
+        if not described.is_file():
+            raise UserError(f"there is no data set '{name}'; give door-demos or pen-demos.")
+        settings = OmegaConf.load(described)
+        task = find_task(settings.env)
+        if not isinstance(task, OpenTask):
+            raise UserError(f"{name} is no recording of the Adroit hand; give door-demos or pen-demos.")
+        found = replay(task, load_dataset(settings.path, settings.env, settings.control_dt))
+        Console(highlight=False).print(table(name, found))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ control steps; FIGURE.png gets the curves. What is counted is the success, where
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Sequence
@@ -19,8 +18,9 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from adapters.command import module_command
 from adapters.errors import UserError
-from adapters.files import atomic_path
+from adapters.files import atomic_path, read_jsonl
 from sim.charts import COLOURS
 
 NAME = re.compile(r"(?P<algorithm>.+)-(?P<seed>\d+)")
@@ -49,8 +49,7 @@ def read_curves(folder: Path) -> tuple[str, dict[str, Curves]]:
     figure = "return"
     for path in sorted(folder.glob("*/metrics.jsonl")):
         found = NAME.fullmatch(path.parent.name)
-        lines = [json.loads(text) for text in path.read_text().splitlines()]
-        evaluated = [line for line in lines if line["stage"] == "policy" and "return" in line]
+        evaluated = [line for line in read_jsonl(path) if line["stage"] == "policy" and "return" in line]
         if found and evaluated:
             figure = "success" if "success" in evaluated[0] else "return"
             points = np.array([[line["control_steps"], line[figure]] for line in evaluated], dtype=float)
@@ -111,23 +110,19 @@ def draw(figure: str, curves: dict[str, Curves], path: Path) -> None:
         whole.savefig(draft, format="png")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table and draw the curves; return the exit code."""
-    given = [Path(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
-    try:
-        if len(given) not in (1, 2):
-            raise UserError(
-                "give a folder of runs and, for the curves, a picture to write, as in python -m sim.learning_curves "
-                "outputs/nppac/halfcheetah outputs/nppac/halfcheetah.png."
-            )
-        figure, curves = read_curves(given[0])
-        Console(width=200, highlight=False).print(curves_table(figure, curves))
-        if len(given) == 2:
-            draw(figure, curves, given[1])
-    except UserError as error:
-        print(f"surefoot: {error}", file=sys.stderr)
-        return 2
-    return 0
+@module_command
+def main(words: list[str]) -> None:
+    """Print the table and draw the curves."""
+    given = [Path(word) for word in words]
+    if len(given) not in (1, 2):
+        raise UserError(
+            "give a folder of runs and, for the curves, a picture to write, as in python -m sim.learning_curves "
+            "outputs/nppac/halfcheetah outputs/nppac/halfcheetah.png."
+        )
+    figure, curves = read_curves(given[0])
+    Console(width=200, highlight=False).print(curves_table(figure, curves))
+    if len(given) == 2:
+        draw(figure, curves, given[1])
 
 
 if __name__ == "__main__":

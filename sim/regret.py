@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from adapters.command import module_command
 from adapters.errors import UserError
 from adapters.files import write_json
 from adapters.progress import progress_bar
@@ -279,24 +280,20 @@ def compute(bundles_folder: Path, report_folders: Sequence[Path]) -> Section:
     return Section("regret", about, [bound, *methods], float(report["yardstick_return"] or 1.0), [])
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the tables and write the numbers; return the exit code."""
-    given = [Path(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
-    try:
-        if len(given) < 2:
-            raise UserError(
-                "give a folder of bundles and one or more of reports, as in python -m sim.regret "
-                "results/halfcheetah-regret results/halfcheetah-weakened/validation."
-            )
-        section = compute(given[0], given[1:])
-        write_json(given[0] / RESULT, numbers(section))
-    except UserError as error:
-        print(f"surefoot: {error}", file=sys.stderr)
-        return 2
+@module_command
+def main(words: list[str]) -> None:
+    """Print the tables and write the numbers."""
+    given = [Path(word) for word in words]
+    if len(given) < 2:
+        raise UserError(
+            "give a folder of bundles and one or more of reports, as in python -m sim.regret "
+            "results/halfcheetah-regret results/halfcheetah-weakened/validation."
+        )
+    section = compute(given[0], given[1:])
+    write_json(given[0] / RESULT, numbers(section))
     console = Console(width=200, highlight=False)
     console.print(regret_table(section))
     console.print(difference_table(section))
-    return 0
 
 
 if __name__ == "__main__":

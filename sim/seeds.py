@@ -18,6 +18,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from adapters.command import module_command
 from adapters.errors import UserError
 from adapters.files import read_json
 from sim.intervals import interval, paired_difference
@@ -137,28 +138,23 @@ def hardest_table(columns: Sequence[Column], baseline: Column) -> Table:
     return table
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the tables of each part; return the exit code."""
-    given = sys.argv[1:] if arguments is None else list(arguments)
+@module_command
+def main(words: list[str]) -> None:
+    """Print the tables of each part."""
     console = Console(width=200, highlight=False)
-    try:
-        if len(given) not in (1, 2):
-            raise UserError(
-                "give one folder of validation reports, and the column to take for the baseline where it is not the "
-                "first, as in python -m sim.seeds results/NAME/validation 'mopo nominal'."
-            )
-        for columns in read_columns(Path(given[0])).values():
-            baseline = next((column for column in columns if column.title == given[-1]), columns[0])
-            if len(given) == 2 and baseline.title != given[1]:
-                titles = ", ".join(f"'{column.title}'" for column in columns)
-                raise UserError(f"there is no column '{given[1]}'; choose one of {titles}.")
-            for table in (seeds_table(columns), hardest_table(columns, baseline), regained_table(columns)):
-                if table is not None:
-                    console.print(table)
-    except UserError as error:
-        print(f"surefoot: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if len(words) not in (1, 2):
+        raise UserError(
+            "give one folder of validation reports, and the column to take for the baseline where it is not the "
+            "first, as in python -m sim.seeds results/NAME/validation 'mopo nominal'."
+        )
+    for columns in read_columns(Path(words[0])).values():
+        baseline = next((column for column in columns if column.title == words[-1]), columns[0])
+        if len(words) == 2 and baseline.title != words[1]:
+            titles = ", ".join(f"'{column.title}'" for column in columns)
+            raise UserError(f"there is no column '{words[1]}'; choose one of {titles}.")
+        for table in (seeds_table(columns), hardest_table(columns, baseline), regained_table(columns)):
+            if table is not None:
+                console.print(table)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
 
-from adapters.errors import UserError
+from adapters.command import module_command
 from deploy.lcm.channels import ORDER, URL, connect
 from deploy.lcm.generated.surefoot import order_t
 
@@ -34,18 +33,14 @@ def give(what: int, url: str = URL) -> None:
         time.sleep(APART)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Give one order; return the exit code."""
+@module_command
+def main(words: list[str]) -> None:
+    """Give one order."""
     parser = argparse.ArgumentParser(prog="python -m deploy.lcm.order", description=__doc__)
     parser.add_argument("order", choices=tuple(ORDERS))
     parser.add_argument("--url", default=URL, help="LCM network (%(default)s)")
-    settings = parser.parse_args(arguments)
-    try:
-        give(ORDERS[settings.order], settings.url)
-    except UserError as error:
-        print(f"surefoot: {error}", file=sys.stderr)
-        return 2
-    return 0
+    settings = parser.parse_args(words)
+    give(ORDERS[settings.order], settings.url)
 
 
 if __name__ == "__main__":

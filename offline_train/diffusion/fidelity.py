@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats  # type: ignore[import-untyped]
 
+from adapters.command import module_command
 from adapters.datasets import TransitionDataset, load_dataset
 from adapters.errors import UserError
 from adapters.files import write_json
@@ -60,29 +61,32 @@ class Judged(NamedTuple):
     """What the simulator says of transitions.
 
     Attributes:
+        kept: those of the rows that were asked for in which the simulator itself did not break down, `(n,)`.
         error: mean squared error of next observation and reward, `(n,)`; each is in standard deviations of the log, so
             that fast joints do not drown the others.
         scaling: by least squares, how much of the simulator's change of state the transitions have: 1 at the original
             dynamics, z in a world that moves the state z times as much.
     """
 
+    kept: np.ndarray
     error: np.ndarray
     scaling: float
 
 
 def judge(dataset: TransitionDataset, index: np.ndarray, log: TransitionDataset) -> Judged:
-    """Compare the rows at `index` `(n,)` with what the simulator does in the same states under the same actions.
+    """Compare the rows at `index` `(rows,)` with what the simulator does in the same states under the same actions.
 
     Raises:
         UserError: the environment's observations do not tell the simulator's state.
     """
-    obs, action = dataset.observations[index], dataset.actions[index]
-    after, reward, _ = true_step(make_environment(dataset.metadata.env), obs, action)
+    true = true_step(make_environment(dataset.metadata.env), dataset.observations[index], dataset.actions[index])
+    index, after, reward = (values[true.sound] for values in (index, true.next_obs, true.reward))
+    obs = dataset.observations[index]
     spread = np.column_stack([log.next_observations, log.rewards]).std(0)
     said = np.column_stack([dataset.next_observations[index], dataset.rewards[index]])
     error = np.square((said - np.column_stack([after, reward])) / spread).mean(1)
-    change, true = ((to - obs) / spread[:-1] for to in (dataset.next_observations[index], after))
-    return Judged(error, float((change * true).sum() / np.square(true).sum()))
+    change, truly = ((to - obs) / spread[:-1] for to in (dataset.next_observations[index], after))
+    return Judged(index, error, float((change * truly).sum() / np.square(truly).sum()))
 
 
 def compare(
@@ -90,7 +94,8 @@ def compare(
 ) -> dict[str, Any]:
     """The figures of one data set beside the log, as JSON.
 
-    Distances are in standard deviations of the log; `distance` and `error` are those of the same rows.
+    Distances are in standard deviations of the log; `distance` and `error` are those of the same rows, without those,
+    `left_out` in number, from which the simulator itself broke down.
 
     Args:
         name: of the data set.
@@ -112,7 +117,8 @@ def compare(
         "scaling": judged.scaling,
         "marginal": marginal_score(*columns),
         "correlation": correlation_score(*columns),
-        "distance": nearest_distance(rows[single] / scale, real / scale).tolist(),
+        "left_out": len(single) - len(judged.kept),
+        "distance": nearest_distance(rows[judged.kept] / scale, real / scale).tolist(),
         "error": judged.error.tolist(),
         "made_by": dataset.metadata.synthetic,
     }
@@ -183,24 +189,19 @@ def fidelity_table(rows: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the report and print its table; return the exit code."""
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    try:
-        if len(given) < 2:
-            raise UserError(
-                "give a folder for the report and the files to compare, as in python -m "
-                "offline_train.diffusion.fidelity results/synther FILE FILE."
-            )
-        folder, rows = Path(given[0]), report([Path(path) for path in given[1:]])
-        write_json(folder / "fidelity.json", [summary(row) for row in rows])
-        fidelity_figure(folder / "fidelity.png", rows)
-        steps_figure(folder / "steps.png", rows)
-        Console(width=120, highlight=False).print(fidelity_table(rows))
-    except UserError as error:
-        print(f"surefoot: {error}", file=sys.stderr)
-        return 2
-    return 0
+@module_command
+def main(words: list[str]) -> None:
+    """Write the report and print its table."""
+    if len(words) < 2:
+        raise UserError(
+            "give a folder for the report and the files to compare, as in python -m offline_train.diffusion.fidelity "
+            "results/synther FILE FILE."
+        )
+    folder, rows = Path(words[0]), report([Path(path) for path in words[1:]])
+    write_json(folder / "fidelity.json", [summary(row) for row in rows])
+    fidelity_figure(folder / "fidelity.png", rows)
+    steps_figure(folder / "steps.png", rows)
+    Console(width=120, highlight=False).print(fidelity_table(rows))
 
 
 if __name__ == "__main__":

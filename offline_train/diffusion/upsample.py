@@ -83,6 +83,8 @@ class UpsampleConfig(BaseModel):
             raise ValueError(f"method={self.method.name} takes no condition; choose method=synther, or leave it out")
         if self.model is not None and isinstance(self.method, NoiseMethod):
             raise ValueError(f"method={self.method.name} has no model that could be taken; leave model out")
+        if self.dataset.synthetic is not None:
+            raise ValueError("a model is fitted to a real log; leave dataset.synthetic out")
         return self
 
 
@@ -115,7 +117,8 @@ def fit_model(
     dims = train.obs_dim, train.act_dim
     model = new_model(settings, logs[0], *dims, config.seed, 0 if condition is None else 1)
     if config.model is not None and not final.is_file():
-        final.write_bytes(read_bytes(config.model / "model.safetensors"))
+        with atomic_path(final) as draft:
+            draft.write_bytes(read_bytes(config.model / "model.safetensors"))
     if final.is_file():
         model.load_state_dict(load_checkpoint(final))
         return model

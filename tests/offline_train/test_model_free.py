@@ -14,13 +14,13 @@ from test_train import SMALL, refusal, stop_at, write_log
 from torch import nn
 from toy import Toy, toy_batch
 
+from adapters.files import read_jsonl
 from deploy.bundle import Bundle
 from offline_train.algorithms.base import bellman_target, mean_figures, move_towards
 from offline_train.algorithms.model_free import ModelFree
 from offline_train.algorithms.registry import make_model_free
 from offline_train.algorithms.td3_bc import Td3BcConfig
 from offline_train.checkpoint import load_checkpoint, state_equal
-from offline_train.metrics import read_metrics
 
 CommandLine = Callable[..., Any]
 
@@ -97,7 +97,7 @@ def test_train_export_and_load(command_line: CommandLine, train: Callable[..., A
     assert done.code == 0, done
     # No world model is fitted, and none is in the bundle.
     assert not [*folder.glob("world_model*")] and not [*folder.glob("*.part.*")]
-    lines = read_metrics(folder / "metrics.jsonl")
+    lines = read_jsonl(folder / "metrics.jsonl")
     assert [line["step"] for line in lines] == [10, 20, 30] and {line["stage"] for line in lines} == {"policy"}
     assert ["return" in line for line in lines] == [False, True, True]
     assert json.loads((folder / "run.json").read_text())["config"]["algorithm"]["alpha"] == 2.5
@@ -125,7 +125,7 @@ def test_interrupted_run_resumes_to_the_bit(
     assert train("parts", NARROW, "resume=true").code == 0
     whole, parts = (load_checkpoint(tmp_path / folder / "policy.safetensors") for folder in ("whole", "parts"))
     assert state_equal(whole, parts)
-    assert read_metrics(tmp_path / "whole" / "metrics.jsonl") == read_metrics(tmp_path / "parts" / "metrics.jsonl")
+    assert read_jsonl(tmp_path / "whole" / "metrics.jsonl") == read_jsonl(tmp_path / "parts" / "metrics.jsonl")
 
 
 def test_a_world_model_that_is_given_goes_into_the_bundle(

@@ -14,6 +14,7 @@ from test_sac_online import point
 from torch import Tensor
 
 from adapters.datasets import Metadata, TransitionDataset, save_npz
+from adapters.files import read_jsonl
 from deploy.bundle import Bundle
 from deploy.controller import Controller, State
 from offline_train.algorithms.awac import AwacConfig
@@ -31,7 +32,6 @@ from offline_train.algorithms.nppac import (
 from offline_train.algorithms.sac import SacConfig
 from offline_train.algorithms.sac_bc import SacBc, SacBcConfig, cloning_error, cloning_likelihood
 from offline_train.checkpoint import load_checkpoint, save_checkpoint, state_equal
-from offline_train.metrics import read_metrics
 from offline_train.priors.base import Moments, Prior
 from offline_train.replay import Batch
 from sim.gymnasium_tasks import OpenRobots, OpenTask, find_task
@@ -240,7 +240,7 @@ def test_train_export_and_confidence(command_line: CommandLine, recorded: Path, 
     prior = ("prior=sparse-gp", "prior.steps=5", "prior.inducing=30", "prior.fit_rows=30")
     done = command_line("train", "algorithm=nppac", *data, *prior, *RUN)
     assert done.code == 0, done
-    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    lines = read_jsonl(tmp_path / "run" / "metrics.jsonl")
     assert [line["control_steps"] for line in lines] == [30, 40] and "return" in lines[-1]
     done = command_line("export", f"run={tmp_path / 'run'}")
     assert done.code == 0, done

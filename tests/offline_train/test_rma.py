@@ -15,13 +15,13 @@ from test_train import SMALL, stop_at, write_log
 from torch import Tensor
 from toy import PUSH, Toy
 
+from adapters.files import read_jsonl
 from deploy.bundle import Bundle
 from deploy.controller import Controller
 from offline_train.algorithms.augwm_actuators import delivered
 from offline_train.algorithms.rma import Rma, RmaConfig, age_in_episode, commands_behind
 from offline_train.algorithms.sac import SacConfig
 from offline_train.checkpoint import load_checkpoint, state_equal
-from offline_train.metrics import read_metrics
 from offline_train.replay import Batch
 from sim.terminations import never
 
@@ -227,7 +227,7 @@ def test_phase_one_is_taken_from_a_run_and_the_rest_resumes_to_the_bit(
     assert train("whole", *told).code == 0
     policies = [load_checkpoint(tmp_path / run / "policy.safetensors") for run in ("told", "whole")]
     assert state_equal(*policies)
-    steps = [line["step"] for line in read_metrics(tmp_path / "whole" / "metrics.jsonl") if "adaptation_loss" in line]
+    steps = [line["step"] for line in read_jsonl(tmp_path / "whole" / "metrics.jsonl") if "adaptation_loss" in line]
     assert steps == [20, 30]
 
     with monkeypatch.context() as patch:

@@ -14,13 +14,13 @@ import onnxruntime
 import pytest
 import torch
 
+from adapters.files import read_jsonl
 from deploy.bundle import Bundle
 from offline_train.algorithms.sac import SacConfig
 from offline_train.algorithms.sac_online import OnlineSac, OnlineSacConfig
 from offline_train.checkpoint import load_checkpoint, save_checkpoint, state_equal
 from offline_train.evaluate import simulator_return
 from offline_train.export import Run
-from offline_train.metrics import read_metrics
 from offline_train.replay import Batch
 from sim.environments import Environment, EnvironmentConfig, make_environment
 from sim.online_robots import PlantRobots
@@ -303,7 +303,7 @@ def test_train_export_and_load(command_line: CommandLine, train: CommandLine, tm
     record = json.loads((folder / "run.json").read_text())
     assert record["dataset"] == {"sha256": "", "env": "hopper", "rows": 0}
     assert record["config"]["robot"]["name"] == "hopper" and record["config"]["seed"] == 3
-    lines = read_metrics(folder / "metrics.jsonl")
+    lines = read_jsonl(folder / "metrics.jsonl")
     assert [line["step"] for line in lines] == [10, 20, 30, 40]
     assert ["return" in line for line in lines] == [False, True, False, True]
     assert not [*folder.glob("*.part.*")]
@@ -334,7 +334,7 @@ def test_run_in_a_changed_world_says_so(command_line: CommandLine, train: Comman
     for folder, told in (("here", (None, None, None)), ("there", ("crippled", "dead-foot_joint", dead))):
         config = json.loads((tmp_path / folder / "run.json").read_text())["config"]
         assert (config["suite"], config["world"], config["perturbation"]) == told
-    final, evaluated = Run(tmp_path / "there").sac, read_metrics(tmp_path / "there" / "metrics.jsonl")[-1]["return"]
+    final, evaluated = Run(tmp_path / "there").sac, read_jsonl(tmp_path / "there" / "metrics.jsonl")[-1]["return"]
     returns = [
         simulator_return(final, make_environment("hopper"), 1, seed=0, world=world)
         for world in (Perturbation(**dead), NOMINAL)
@@ -437,7 +437,7 @@ def test_interrupted_run_resumes_to_the_bit(
     assert train("parts", "resume=true").code == 0
     for name in ("policy.safetensors", "snapshots/60.safetensors"):
         assert state_equal(load_checkpoint(tmp_path / "whole" / name), load_checkpoint(tmp_path / "parts" / name)), name
-    assert read_metrics(tmp_path / "whole" / "metrics.jsonl") == read_metrics(tmp_path / "parts" / "metrics.jsonl")
+    assert read_jsonl(tmp_path / "whole" / "metrics.jsonl") == read_jsonl(tmp_path / "parts" / "metrics.jsonl")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_sac_online import finish, point
 
-from adapters.files import read_json
+from adapters.files import read_json, read_jsonl
 from offline_train.algorithms.redq import RedqConfig
 from offline_train.algorithms.sac import SacConfig
 from offline_train.algorithms.sac_online import OnlineSac
@@ -18,7 +18,6 @@ from offline_train.algorithms.synther_online import OnlineSynther, OnlineSynther
 from offline_train.checkpoint import load_checkpoint, save_checkpoint, state_equal
 from offline_train.diffusion.edm import SamplerConfig
 from offline_train.diffusion.synther import DiffusionConfig
-from offline_train.metrics import read_metrics
 from sim.online_robots import PlantRobots
 
 SMALL: dict[str, Any] = {
@@ -93,7 +92,7 @@ def test_train_and_export(command_line: Callable[..., Any], tmp_path: Path, algo
     done = command_line("train", f"algorithm={algorithm}", *online, *[f"algorithm.{setting}" for setting in small])
     assert done.code == 0, done
     assert read_json(tmp_path / "run" / "run.json")["config"]["algorithm"]["critics"] == 3
-    figures = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    figures = read_jsonl(tmp_path / "run" / "metrics.jsonl")
     assert [line["step"] for line in figures] == [20, 40]
     assert any("model_holdout_loss" in line for line in figures) == (algorithm == "synther")
     assert command_line("export", f"run={tmp_path / 'run'}").code == 0

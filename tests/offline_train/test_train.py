@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from adapters.datasets import Metadata, TransitionDataset, save_npz
-from adapters.files import read_json
+from adapters.files import read_json, read_jsonl
 from deploy.bundle import Bundle
 from offline_train.algorithms.mopo import Mopo
 from offline_train.checkpoint import load_checkpoint, state_equal
-from offline_train.metrics import read_metrics
 from offline_train.models.fit import EnsembleTrainer
 
 CommandLine = Callable[..., Any]
@@ -108,7 +107,7 @@ def test_train_export_and_load(command_line: CommandLine, train: Train, tmp_path
     errors = json.loads((folder / "world_model.json").read_text())
     assert errors["holdout_episodes"] == 1 and 0 < errors["holdout_mse"] < 2
     assert [*errors["horizon_rmse"]] == ["1", "5", "20", "50"]
-    lines = read_metrics(folder / "metrics.jsonl")
+    lines = read_jsonl(folder / "metrics.jsonl")
     assert [line["step"] for line in lines if line["stage"] == "world_model"] == [10, 20, 30]
     policy = [line for line in lines if line["stage"] == "policy"]
     assert [line["step"] for line in policy] == [10, 20, 30]
@@ -163,7 +162,7 @@ def test_interrupted_run_resumes_to_the_bit(
     assert train("parts", "resume=true").code == 0
     for name in ("world_model.safetensors", "policy.safetensors"):
         assert state_equal(load_checkpoint(tmp_path / "whole" / name), load_checkpoint(tmp_path / "parts" / name)), name
-    assert read_metrics(tmp_path / "whole" / "metrics.jsonl") == read_metrics(tmp_path / "parts" / "metrics.jsonl")
+    assert read_jsonl(tmp_path / "whole" / "metrics.jsonl") == read_jsonl(tmp_path / "parts" / "metrics.jsonl")
     assert (tmp_path / "whole" / "world_model.json").read_text() == (
         tmp_path / "parts" / "world_model.json"
     ).read_text()
@@ -198,7 +197,7 @@ def test_world_model_of_an_earlier_run_is_taken(train: Train, command_line: Comm
     assert exported.code == 0, exported
     models = [load_checkpoint(tmp_path / folder / "world_model.safetensors") for folder in ("first", "second")]
     assert state_equal(*models)
-    assert not [line for line in read_metrics(tmp_path / "second" / "metrics.jsonl") if line["stage"] == "world_model"]
+    assert not [line for line in read_jsonl(tmp_path / "second" / "metrics.jsonl") if line["stage"] == "world_model"]
 
 
 def test_world_model_of_other_data_is_refused(train: Train, log: Path, tmp_path: Path) -> None:

@@ -21,10 +21,9 @@ from test_train import SMALL, refusal, write_log
 
 import surefoot
 from adapters.errors import UserError
-from adapters.files import read_json
+from adapters.files import read_json, read_jsonl
 from offline_train import tune
 from offline_train.checkpoint import load_checkpoint, state_equal
-from offline_train.metrics import read_metrics
 from offline_train.search_space import as_overrides, read_space
 from offline_train.settings import NoAlgorithm, TrainConfig
 from offline_train.train import Watch
@@ -216,7 +215,7 @@ def test_trials_of_one_ensemble_share_its_world_model(study: Tune, tmp_path: Pat
     assert len([*(tmp_path / "study" / "world_models").iterdir()]) == 2
     for trial in ended:
         run = tmp_path / "study" / "trials" / f"{trial['trial']:03d}"
-        lines = read_metrics(run / "metrics.jsonl")
+        lines = read_jsonl(run / "metrics.jsonl")
         # None of them trained one, asked the simulator, or was trained in the one that judges.
         assert {line["stage"] for line in lines} == {"policy"} and not any("return" in line for line in lines)
         record = read_json(run / "run.json")["config"]
@@ -233,7 +232,7 @@ def test_a_stopped_trial_writes_nothing_more(study: Tune, tmp_path: Path, monkey
     assert study("study", ENSEMBLE, "score=model", "trials=3", "startup=2", "evaluate_every=2").code == 0
     assert [trial["state"] for trial in trials(tmp_path / "study")] == ["complete", "complete", "pruned"]
     run = tmp_path / "study" / "trials" / "002"
-    assert [line["step"] for line in read_metrics(run / "metrics.jsonl")] == [10, 20]
+    assert [line["step"] for line in read_jsonl(run / "metrics.jsonl")] == [10, 20]
     assert not (run / "policy.safetensors").exists()
     # The checkpoint is that of the epoch before.
     assert load_checkpoint(run / "policy.part.safetensors")["updates"] == 10
@@ -254,7 +253,7 @@ def test_a_killed_process_goes_on_to_the_bit(study: Tune, arguments: Callable[..
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     metrics = tmp_path / "parts" / "trials" / "001" / "metrics.jsonl"
     try:
-        wait_for(lambda: len(read_metrics(metrics)) > 3, 60)
+        wait_for(lambda: len(read_jsonl(metrics)) > 3, 60)
         # Frozen, so that it cannot be done before the second one asks.
         os.kill(process.pid, signal.SIGSTOP)
         assert "is at work" in refusal(study("parts", *long, "resume=true"))
@@ -267,7 +266,7 @@ def test_a_killed_process_goes_on_to_the_bit(study: Tune, arguments: Callable[..
     for index in ("000", "001"):
         ends = [tmp_path / folder / "trials" / index / "policy.safetensors" for folder in ("whole", "parts")]
         assert state_equal(*map(load_checkpoint, ends))
-        lines = [read_metrics(path.parent / "metrics.jsonl") for path in ends]
+        lines = [read_jsonl(path.parent / "metrics.jsonl") for path in ends]
         assert lines[0] == lines[1]
     states = [trial["state"] for trial in read_json(tmp_path / "parts" / "trials.json")["trials"]]
     assert states == ["complete", "failed", "complete"]

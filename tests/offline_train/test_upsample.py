@@ -12,12 +12,11 @@ import torch
 from test_train import EPISODES, LENGTH, SMALL, refusal, write_log
 
 from adapters.datasets import load_dataset
-from adapters.files import read_json
+from adapters.files import read_json, read_jsonl
 from offline_train.checkpoint import load_checkpoint, state_equal
 from offline_train.data import mixed
 from offline_train.diffusion import upsample
 from offline_train.diffusion.fit import ModelTrainer
-from offline_train.metrics import read_metrics
 
 CommandLine = Callable[..., Any]
 ROWS = 70
@@ -114,7 +113,7 @@ def test_a_run_that_is_taken_up_again_draws_the_same(
         assert draw("parts", *TINY, "resume=true").code == 130
     assert [path.name for path in (tmp_path / "parts" / "chunks").iterdir()] == ["0.npy"]
     assert draw("parts", *TINY, "resume=true").code == 0
-    steps = [line["step"] for line in read_metrics(tmp_path / "parts" / "metrics.jsonl")]
+    steps = [line["step"] for line in read_jsonl(tmp_path / "parts" / "metrics.jsonl")]
     assert steps == [10, 20]
     models = [load_checkpoint(tmp_path / name / "model.safetensors") for name in ("whole", "parts")]
     assert state_equal(*models)
