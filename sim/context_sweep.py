@@ -126,7 +126,7 @@ def sweep(
         episodes: episodes in every world.
         seed: of the starts.
         variants: what to compare.
-        threads: threads that step the physics.
+        threads: how many share the episodes; the result does not depend on it.
         progress: called with the number of variants done.
 
     Returns:

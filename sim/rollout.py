@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from sim.environments import Environment
+from sim.environments import Environment, quiet_mujoco
 from sim.perturb import Perturbation, require_in_time
 from sim.perturbed_plant import PerturbedPlant
 from sim.plant import BatchedPlant
@@ -50,8 +52,8 @@ class EpisodeResult:
         rewards: `(cells, episodes, steps)` float32, zero after an episode's end.
         lengths: `(cells, episodes)` int, control steps until the end.
         falls: `(cells, episodes)` bool, whether the environment ended the episode.
-        context: `(cells, episodes, steps, context_dim)` float32, or None where the policy takes none; zero after the
-            step at which the last episode ended.
+        context: `(cells, episodes, steps, context_dim)` float32, zero after an episode's end, or None where the policy
+            takes none.
     """
 
     rewards: np.ndarray
@@ -75,7 +77,7 @@ def run_episodes(
     threads: int = 1,
     progress: Callable[[int], Any] | None = None,
 ) -> EpisodeResult:
-    """Run all episodes of all cells in one batch, one lane each.
+    """Run all episodes of all cells, one lane each; every thread runs its share of the lanes in one batch.
 
     An episode's start depends on `seed` and its number alone, and its noise on these and the world's name, so that
     cells and controllers are compared in pairs. The controller sees what the world's sensors show it; rewards and ends
@@ -84,13 +86,14 @@ def run_episodes(
     Args:
         environment: the task.
         perturbations: one changed world for each cell.
-        controller_factory: makes the controller for `cells * episodes` lanes, the episodes of a cell side by side; it
-            is given the physics, for those that peek.
+        controller_factory: makes the controller for a thread's lanes, of which the episodes of a cell lie side by side;
+            it is given their physics, for those that peek. It is called in the thread.
         episodes: episodes in each cell.
         seed: seed of the starts and of noise.
         steps: control steps in an episode, where it does not end before.
-        threads: threads that step the physics.
-        progress: called after every control step with the number of lanes stepped.
+        threads: how many share the lanes. The result does not depend on it: one lane alone, for which a network's
+            arithmetic rounds otherwise, is never a share.
+        progress: called after every control step of a share with the number of its lanes, one call at a time.
 
     Returns:
         Rewards, lengths, falls and the context over time.
@@ -101,41 +104,88 @@ def run_episodes(
     """
     for perturbation in perturbations:
         require_in_time(perturbation, steps)
-    timelines = [timeline(environment, perturbation) for perturbation in perturbations]
+    timelines = [worlds for p in perturbations for worlds in [timeline(environment, p)] * episodes]
     noise = [noise_generator(seed, world.name, episode) for world in perturbations for episode in range(episodes)]
-    lanes = len(noise)
+    states = np.tile(_starts(environment, seed, episodes), (len(perturbations), 1))
+    stop, one_at_a_time = threading.Event(), threading.Lock()
+
+    def stepped(lanes: int) -> bool:
+        if progress is not None:
+            with one_at_a_time:
+                progress(lanes)
+        return not stop.is_set()
+
+    def run(lanes: np.ndarray) -> _Share:
+        share = slice(lanes[0], lanes[-1] + 1)
+        with PerturbedPlant(environment, timelines[share]) as robots:
+            observations = robots.reset(states[share], noise[share])
+            return _run_share(robots, controller_factory(robots.plant), observations, steps, stepped)
+
+    lanes = np.arange(len(noise))
+    shares = np.array_split(lanes, max(min(threads, len(lanes) // 2), 1))
+    if len(shares) == 1:
+        ran = [run(lanes)]
+    else:
+        # Around all threads: each by itself would give back the handler that another has put there.
+        with quiet_mujoco(), ThreadPoolExecutor(len(shares)) as pool:
+            running = [pool.submit(run, share) for share in shares]
+            try:
+                for done in as_completed(running):
+                    done.result()
+            except BaseException:
+                stop.set()
+                raise
+            ran = [done.result() for done in running]
+    rewards, lengths, falls = (np.concatenate([part[i] for part in ran]) for i in range(3))
+    contexts = [part.context for part in ran if part.context is not None]
+
+    cells = len(perturbations)
+    return EpisodeResult(
+        rewards=rewards.reshape(cells, episodes, steps),
+        lengths=lengths.reshape(cells, episodes),
+        falls=falls.reshape(cells, episodes),
+        context=np.concatenate(contexts).reshape(cells, episodes, steps, -1) if contexts else None,
+    )
+
+
+class _Share(NamedTuple):
+    """What `EpisodeResult` has, of some lanes: `(lanes, steps)`, `(lanes,)`, `(lanes,)`, `(lanes, steps, dim)`."""
+
+    rewards: np.ndarray
+    lengths: np.ndarray
+    falls: np.ndarray
+    context: np.ndarray | None
+
+
+def _run_share(
+    robots: PerturbedPlant,
+    controller: LoopController,
+    observations: np.ndarray,
+    steps: int,
+    stepped: Callable[[int], bool],
+) -> _Share:
+    """Run some lanes from their first observations on, for as long as `stepped` says so."""
+    lanes = len(observations)
     rewards = np.zeros((steps, lanes), np.float32)
     contexts: np.ndarray | None = None
     alive = np.ones(lanes, bool)
     lengths = np.zeros(lanes, int)
-    with PerturbedPlant(environment, [worlds for worlds in timelines for _ in range(episodes)], threads) as robots:
-        observations = robots.reset(np.tile(_starts(environment, seed, episodes), (len(perturbations), 1)), noise)
-        controller = controller_factory(robots.plant)
-        controller.reset()
-        for step in range(steps):
-            command = controller.step(step * environment.control_dt, observations)
-            if command.error:
-                raise RuntimeError(f"the controller failed at step {step}: {command.error}")
-            observations, reward, terminated = robots.step(command.action)
-            rewards[step, alive] = reward[alive]
-            lengths += alive
-            if command.context is not None:
-                if contexts is None:
-                    contexts = np.zeros((steps, lanes, command.context.shape[-1]), np.float32)
-                contexts[step] = command.context
-            alive &= ~terminated
-            if progress is not None:
-                progress(lanes)
-            if not alive.any():
-                break
-
-    cells = len(perturbations)
-    return EpisodeResult(
-        rewards=rewards.T.reshape(cells, episodes, steps),
-        lengths=lengths.reshape(cells, episodes),
-        falls=~alive.reshape(cells, episodes),
-        context=None if contexts is None else contexts.swapaxes(0, 1).reshape(cells, episodes, steps, -1),
-    )
+    controller.reset()
+    for step in range(steps):
+        command = controller.step(step * robots.plant.environment.control_dt, observations)
+        if command.error:
+            raise RuntimeError(f"the controller failed at step {step}: {command.error}")
+        if command.context is not None:
+            if contexts is None:
+                contexts = np.zeros((steps, lanes, command.context.shape[-1]), np.float32)
+            contexts[step, alive] = command.context[alive]
+        observations, reward, terminated = robots.step(command.action)
+        rewards[step, alive] = reward[alive]
+        lengths += alive
+        alive &= ~terminated
+        if not (stepped(lanes) and alive.any()):
+            break
+    return _Share(rewards.T, lengths, ~alive, None if contexts is None else contexts.swapaxes(0, 1))
 
 
 def _starts(environment: Environment, seed: int, episodes: int) -> np.ndarray:

@@ -67,7 +67,7 @@ def validate(
         steps: control steps in an episode.
         contexts: any of nominal, inferred and oracle; a bundle without a context has no oracle, and one that infers no
             delay either has nominal alone.
-        threads: threads that step the physics.
+        threads: how many share the episodes; the result does not depend on it.
         progress: called with the control steps done so far, and with those of the whole run.
         watch: called for each context with the worlds, each with its suite's name, and all that happened in them.
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from adapters.errors import UserError
+from deploy.bundle import Bundle
 from sim.environments import Environment, make_environment
 from sim.perturb import NOMINAL, Perturbation
 from sim.plant import BatchedPlant
 from sim.rollout import EpisodeResult, run_episodes
+from sim.validate import make_controller
 from sim.worlds import make_world
 
 
@@ -108,6 +114,43 @@ def test_same_seed_same_bits_for_any_number_of_threads(cheetah: Environment) -> 
     first, _ = _run(cheetah, [NOMINAL, HEAVY, LATE])
     second, _ = _run(cheetah, [NOMINAL, HEAVY, LATE], threads=2)
     np.testing.assert_array_equal(first.rewards, second.rewards)
+
+
+def test_shares_of_a_bundle_controller_are_as_one_batch(make_bundle: Callable[..., Path]) -> None:
+    # Seven lanes on three threads are shares of 3, 2 and 2; in a stronger wind a walker falls sooner.
+    bundle, walker = Bundle.load(make_bundle(env="walker2d")), make_environment("walker2d")
+    winds = [Perturbation(name=f"wind-{g}", gravity=(g, 0.0, -9.81)) for g in range(7)]
+
+    def run(threads: int) -> EpisodeResult:
+        return run_episodes(walker, winds, partial(make_controller, bundle, "inferred"), 1, 0, 120, threads)
+
+    one, three = run(1), run(3)
+    assert len(set(one.lengths.ravel())) > 1 and one.context is not None and three.context is not None
+    for name in ("rewards", "lengths", "falls", "context"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(three, name))
+    for world, length in enumerate(one.lengths[:, 0]):
+        assert (one.context[world, 0, :length] != 0).all() and (one.context[world, 0, length:] == 0).all()
+
+
+def test_a_share_that_fails_stops_the_others(cheetah: Environment) -> None:
+    # The second share's controller fails at its first step; the first would have a hundred thousand.
+    made = itertools.count()
+    stepped: list[int] = []
+
+    class Numbered(_Feedback):
+        number = 0
+
+        def step(self, time: float, obs: np.ndarray) -> _Command:
+            return _Command(np.zeros((len(obs), 6)), error="broken" if self.number else "")
+
+    def factory(plant: BatchedPlant) -> Numbered:
+        controller = Numbered(plant)
+        controller.number = next(made)
+        return controller
+
+    with pytest.raises(RuntimeError, match="failed at step 0: broken"):
+        run_episodes(cheetah, [NOMINAL], factory, 4, 0, 100_000, threads=2, progress=stepped.append)
+    assert len(stepped) < 100_000
 
 
 def test_world_changes_at_its_step_and_not_before(cheetah: Environment) -> None:
