@@ -30,6 +30,7 @@ from deploy.spec import (
     SPEC,
     ActionSpec,
     BundleSpec,
+    CautionSpec,
     ContextSpec,
     DelaySpec,
     Limits,
@@ -47,6 +48,7 @@ __all__ = [
     "ActionSpec",
     "Bundle",
     "BundleSpec",
+    "CautionSpec",
     "ContextSpec",
     "DelaySpec",
     "Limits",
@@ -274,7 +276,7 @@ def _first_fault(error: ValidationError) -> str:
 def _needed(spec: BundleSpec) -> list[str]:
     """The files without which a bundle does not run."""
     needed = [POLICY, GOLDEN]
-    if spec.context is not None or spec.delay is not None:
+    if spec.adapts:
         needed.append(DYNAMICS)
     if spec.context is not None and spec.context.estimator == "history":
         needed.append(ADAPTATION)

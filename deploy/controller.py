@@ -23,6 +23,7 @@ from deploy.state_machine import IDLE, RUNNING, SOFT_START, STOPPED, State, Stat
 from deploy.watchdog import seconds
 
 if TYPE_CHECKING:
+    from deploy.caution import Caution
     from deploy.context import ContextEstimator, Health
     from deploy.delay import DelayCompensator
     from deploy.spec import PriorSpec
@@ -84,6 +85,7 @@ class Command:
         context: `(*batch, context_dim)` as the policy read it, or None where it reads none.
         health: of the context's estimate, or None where there is no estimator.
         delay: control periods that commands are late by, as the policy was asked, or None where that is not inferred.
+        share: how much of the policy's command is given, `batch`; None where the bundle asks for the whole of it.
         confidence: `batch`, 1 next to the demonstrations and 0 far from them, or None where the bundle has no prior or
             the step was bad.
         detail: the observation terms at fault, or how the observation's shape is wrong.
@@ -99,6 +101,7 @@ class Command:
     health: Health | None
     sendable: np.ndarray
     delay: np.ndarray | None = None
+    share: np.ndarray | None = None
     confidence: np.ndarray | None = None
     detail: str = ""
     error: str = ""
@@ -133,7 +136,7 @@ class Controller:
     Args:
         bundle: the policy, its dynamics and limits.
         context: "inferred" by the bundle's estimator, or always the "nominal" one of the original environment; the
-            delay of the loop is likewise inferred or taken to be none.
+            delay of the loop is likewise inferred or taken to be none, and caution likewise shown or not.
         estimator: takes the place of the bundle's own estimator.
         batch: leading shape of all arrays; `()` is one robot.
         max_hold: bad steps in a row after which a robot is stopped until `clear`.
@@ -199,6 +202,7 @@ class Controller:
         if self.spec is not None and context == "inferred":
             self.estimator = estimator or self._own_estimator()
         self.delay = self._own_delay() if context == "inferred" else None
+        self.caution = self._own_caution() if context == "inferred" else None
         self.reset()
 
     def _own_estimator(self) -> ContextEstimator:
@@ -224,6 +228,12 @@ class Controller:
         if spec is None:
             return None
         return DelayCompensator(self.bundle.predict_change, self.act_shape[-1], spec, self.batch)
+
+    def _own_caution(self) -> Caution | None:
+        from deploy.caution import Caution
+
+        spec = self.bundle.manifest.caution
+        return None if spec is None else Caution(self.bundle.predict_change, spec, self.batch)
 
     @property
     def state(self) -> np.ndarray:
@@ -258,6 +268,8 @@ class Controller:
             self.estimator.reset()
         if self.delay is not None:
             self.delay.forget()
+        if self.caution is not None:
+            self.caution.reset()
 
     def start(self) -> None:
         """Start the robots that are idle, from their next good step on."""
@@ -302,6 +314,8 @@ class Controller:
                 health = None if self.estimator is None else self.estimator.health()
                 stage = Reason.POLICY
                 action = np.asarray(self.bundle.act(ahead, context.z), dtype=np.float64).reshape(self.act_shape)
+                if self.caution is not None and self.adapt:
+                    action = self.rest + self.caution.share[..., None] * (action - self.rest)
                 self.context, reason = context.z, np.where(context.refused, CONTEXT, reason)
                 if self.prior is not None:
                     confidence = self._confidence(values, self.prior)
@@ -346,6 +360,7 @@ class Controller:
             health=health,
             sendable=self.seen,
             delay=None if self.delay is None else self.delay.delay * self.adapt,
+            share=None if self.caution is None else np.where(self.adapt, self.caution.share, 1.0),
             confidence=confidence,
             detail=detail,
             error=error,
@@ -387,6 +402,8 @@ class Controller:
         if self.delay is not None:
             self.delay.update(self.obs, obs, self._gains(), valid)
             acting = self.delay.acting
+        if self.caution is not None:
+            self.caution.update(self.obs, self._gains() * acting, obs, valid)
         if self.estimator is not None:
             self.estimator.update(self.obs, acting, obs, valid)
 

@@ -36,7 +36,7 @@ def _verdict(bundle: Bundle) -> str:
     if not bundle.lone:
         return "is whole: hashes, shapes and golden rows are right."
     unchecked = "is a lone file: its shapes are right; hashes, golden rows and signature could not be checked."
-    if bundle.manifest.context is None and bundle.manifest.delay is None:
+    if not bundle.manifest.adapts:
         return unchecked
     return f"{unchecked} It has no dynamics to infer context and delay with, so it runs with context=nominal alone."
 
@@ -81,6 +81,9 @@ def _behaviour(spec: BundleSpec) -> Iterator[tuple[str, str]]:
     yield "plan", f"every command is planned {ahead} steps ahead" if ahead else "the policy acts by itself"
     most = 0 if spec.delay is None else spec.delay.most
     yield "delay", f"found and made up for, to {most} control periods" if most else "commands are taken to act at once"
+    if spec.caution is not None:
+        least = f"{spec.caution.least:g}"
+        yield "caution", f"commands down to {least} of the policy's where the body answers more than predicted"
     if spec.prior is not None:
         yield (
             "confidence",

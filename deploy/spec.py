@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, field_validator, model_validator
 
 SPEC, SIGNATURE = "bundle.json", "signature"
 
@@ -194,6 +194,26 @@ class DelaySpec(_Model):
     margin: float = Field(default=0.8, gt=0, le=1)
 
 
+class CautionSpec(_Model):
+    """How much smaller commands get where the body answers more than predicted; see deploy/caution.py.
+
+    Attributes:
+        terms: which terms of the observation tell, counted from 0.
+        forgetting: weight of the evidence a control period later; 0.98 remembers about 50.
+        prior_std: how far from 1 the scaling of the body's answer is expected to lie before anything is seen.
+        slack: scaling beyond 1 that changes nothing.
+        strength: by what share a command gets smaller for each 1 of scaling beyond that.
+        least: smallest share of a command.
+    """
+
+    terms: tuple[NonNegativeInt, ...] = Field(min_length=1)
+    forgetting: float = Field(default=0.98, gt=0, lt=1)
+    prior_std: Positive = 0.1
+    slack: float = Field(default=0.03, ge=0)
+    strength: Positive = 2.5
+    least: float = Field(default=0.5, ge=0, le=1)
+
+
 class PlanSpec(_Model):
     """How far ahead every command is planned, inside policy.onnx; see offline_train/planner.py.
 
@@ -256,6 +276,7 @@ class BundleSpec(_Model):
         robot: observations, action, control period and limits.
         context: null where the policy reads none.
         delay: null where commands are taken to act at once.
+        caution: null where commands stay as large as the policy gives them.
         plan: null where the policy acts by itself.
         prior: null where nothing tells how far the robot is from demonstrations.
         provenance: where it comes from.
@@ -269,6 +290,7 @@ class BundleSpec(_Model):
     robot: RobotDescription
     context: ContextSpec | None = None
     delay: DelaySpec | None = None
+    caution: CautionSpec | None = None
     plan: PlanSpec | None = None
     prior: PriorSpec | None = None
     provenance: Provenance
@@ -289,7 +311,14 @@ class BundleSpec(_Model):
                 f"the context has a number for each of {', '.join(self.context_names)}, but its dim is "
                 f"{self.context.dim}"
             )
+        if self.caution is not None and max(self.caution.terms) >= self.obs_dim:
+            raise ValueError(f"caution.terms names term {max(self.caution.terms)} of {self.obs_dim}, counted from 0")
         return self
+
+    @property
+    def adapts(self) -> bool:
+        """Whether anything is inferred on the robot, for which it takes the dynamics."""
+        return (self.context, self.delay, self.caution) != (None, None, None)
 
     @property
     def tolerance(self) -> float:

@@ -21,6 +21,7 @@ from deploy.bundle import (
     ADAPTATION,
     PRIOR,
     BundleSpec,
+    CautionSpec,
     DelaySpec,
     PlanSpec,
     PriorSpec,
@@ -389,6 +390,7 @@ def export(
     longest_delay: int = DelaySpec().most,
     plan: PlanSpec | None = None,
     with_prior: bool = True,
+    caution: bool = True,
 ) -> float:
     """Write the bundle of a run; returns the largest difference between torch and onnxruntime.
 
@@ -400,6 +402,8 @@ def export(
             with the world model; 0 for a controller that takes commands to act at once.
         plan: how far ahead every command is planned, None for the policy by itself.
         with_prior: whether the prior of demonstrations goes with the policy, where there is one.
+        caution: whether commands get smaller where the body answers more than the world model predicts, of a robot
+            whose body's velocity is observed.
 
     Raises:
         UserError: the run is not whole, the graphs differ, the delay is not possible, or there is no world model to
@@ -422,8 +426,9 @@ def export(
     with torch.no_grad():
         golden = {name: value for name, value in inputs.items()} | {"action": policy(*inputs.values())}
     delay = _delay(longest_delay) if run.model is not None else None
+    careful = _caution(robot) if caution and run.model is not None else None
     dynamics_onnx = None
-    if run.model is not None and (context is not None or delay is not None):
+    if run.model is not None and (context, delay, careful) != (None, None, None):
         dynamics = DynamicsGraph(run.model, low, high)
         dynamics_inputs = {"obs": obs, "action": action}
         dynamics_onnx = to_onnx(dynamics, dynamics_inputs, ["delta", "std"])
@@ -451,6 +456,7 @@ def export(
         env=run.record["dataset"]["env"],
         context=context,
         delay=delay,
+        caution=careful,
         plan=plan,
         prior=doubt,
         provenance=origin,
@@ -484,6 +490,16 @@ def _delay(longest: int) -> DelaySpec | None:
     return DelaySpec(most=longest) if longest else None
 
 
+def _caution(robot: RobotDescription) -> CautionSpec | None:
+    """Return what tells how a body answers, its velocity but for that upwards; None where it is not observed."""
+    terms = tuple(
+        place
+        for place, term in enumerate(robot.observations)
+        if term.source == "base_velocity" and not (term.unit == "m/s" and term.name.endswith("z_velocity"))
+    )
+    return CautionSpec(terms=terms) if terms else None
+
+
 def _plan(given: Any) -> PlanSpec | None:
     """Return what the bundle says of plans; None where none is made."""
     if not isinstance(given, DictConfig):
@@ -510,7 +526,7 @@ def main(config: DictConfig) -> None:
     name = read_json(folder / "run.json")["config"]["algorithm"]["name"]
     output = Path(config.output) if config.output else folder / f"{name}.bundle"
     key = read_signing_key(Path(config.signing_key)) if config.signing_key else None
-    worst = export(folder, output, key, config.longest_delay, _plan(config.plan), config.with_prior)
+    worst = export(folder, output, key, config.longest_delay, _plan(config.plan), config.with_prior, config.caution)
     print(f"{output}: torch and onnxruntime agree to {worst:.1e} over {PARITY_ROWS:,} rows")
     if key is not None:
         print(f"signed by the key {fingerprint(key.public_key())}")

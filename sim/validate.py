@@ -146,10 +146,7 @@ def _contexts_of(bundle: Bundle, contexts: Sequence[str]) -> list[Context]:
     if not contexts:
         raise UserError(f"contexts is empty; choose from {', '.join(CONTEXTS)}.")
     spec = bundle.manifest
-    if spec.context is not None:
-        possible = CONTEXTS
-    else:
-        possible = ("nominal", "inferred") if spec.delay is not None else ("nominal",)
+    possible = CONTEXTS[: 1 + spec.adapts + (spec.context is not None)]
     return [context for context in possible if context in contexts] or ["nominal"]
 
 

@@ -191,6 +191,8 @@ class PolicyLoop:
         values: dict[str, object] = {}
         if self.last is not None and self.last.delay is not None:
             values["delay (control periods)"] = int(self.last.delay)
+        if self.last is not None and self.last.share is not None:
+            values["share of the command"] = f"{float(self.last.share):.3g}"
         if self.last is not None and self.last.confidence is not None:
             values["confidence"] = f"{float(self.last.confidence):.3g}"
         if health is None:

@@ -20,8 +20,10 @@ from adapters.datasets import save_npz
 from adapters.errors import UserError
 from deploy.bundle import Bundle
 from deploy.signature import fingerprint, read_public_key
+from deploy.spec import CautionSpec
 from offline_train.bench_cases import random_dataset
-from offline_train.export import PARITY_TOLERANCE, DynamicsGraph, check_parity, to_onnx
+from offline_train.export import PARITY_TOLERANCE, DynamicsGraph, _caution, check_parity, to_onnx
+from sim.mujoco_plant import load_robot
 
 
 class Scale(nn.Module):
@@ -128,3 +130,12 @@ def test_bad_key_is_refused_before_anything_is_written(
         assert done.code == 2 and done.err.count("\n") == 1 and sentence in done.err
         assert {entry.name for entry in tmp_path.iterdir()} == {"key.pem", "key.pub", "run"}
         assert [entry.name for entry in run.iterdir()] == ["run.json"]
+
+
+def test_caution_looks_at_the_body_but_not_upwards() -> None:
+    # HalfCheetah's terms 8, 9 and 10 are the speeds of its body along the ground, upwards and in turning.
+    cheetah = load_robot("halfcheetah")
+    assert cheetah.observation_names[8:11] == ("rootx_velocity", "rootz_velocity", "rooty_velocity")
+    assert _caution(cheetah) == CautionSpec(terms=(8, 10))
+    blind = [term for term in cheetah.observations if term.source != "base_velocity"]
+    assert _caution(cheetah.model_copy(update={"observations": tuple(blind)})) is None
