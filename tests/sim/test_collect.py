@@ -285,7 +285,7 @@ def test_command_writes_what_collect_returns(
         ("noise=2", "noise=2 is no share of the commands' range"),
         ("bundle=nowhere", "there is no bundle nowhere"),
         ("env=nowhere", "env/nowhere"),
-        ("env=hopper", "no behaviour policies are shipped for env=hopper"),
+        ("env=quadruped-walk", "no behaviour policies are shipped for env=quadruped-walk"),
         ("output=data.csv", "output=data.csv is not the name of a data set"),
     ],
 )
