@@ -315,7 +315,8 @@ class Controller:
                 stage = Reason.POLICY
                 action = np.asarray(self.bundle.act(ahead, context.z), dtype=np.float64).reshape(self.act_shape)
                 if self.caution is not None and self.adapt:
-                    action = self.rest + self.caution.share[..., None] * (action - self.rest)
+                    share = self.caution.share[..., None]
+                    action = share * action + (1.0 - share) * self.rest
                 self.context, reason = context.z, np.where(context.refused, CONTEXT, reason)
                 if self.prior is not None:
                     confidence = self._confidence(values, self.prior)

@@ -83,7 +83,7 @@ def _behaviour(spec: BundleSpec) -> Iterator[tuple[str, str]]:
     yield "delay", f"found and made up for, to {most} control periods" if most else "commands are taken to act at once"
     if spec.caution is not None:
         least = f"{spec.caution.least:g}"
-        yield "caution", f"commands down to {least} of the policy's where the body answers more than predicted"
+        yield "caution", f"commands down to {least} of the policy's for a body that has become light"
     if spec.prior is not None:
         yield (
             "confidence",

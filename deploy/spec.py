@@ -195,23 +195,32 @@ class DelaySpec(_Model):
 
 
 class CautionSpec(_Model):
-    """How much smaller commands get where the body answers more than predicted; see deploy/caution.py.
+    """How much smaller commands get for a light body whose motion the model does not know; see deploy/caution.py.
 
     Attributes:
-        terms: which terms of the observation tell, counted from 0.
-        forgetting: weight of the evidence a control period later; 0.98 remembers about 50.
-        prior_std: how far from 1 the scaling of the body's answer is expected to lie before anything is seen.
+        terms: which terms of the observation tell how the body answers, counted from 0.
+        usual: the model's standard deviation along the policy's own motion in the original world, root mean square of
+            each term, `(obs_dim,)` in observation units.
+        limit: below which 98 of 100 of that motion's steps are, as a multiple of `usual`.
+        forgetting: weight of the evidence on the body's answer a control period later; 0.98 remembers about 50.
+        prior_std: how far from 1 the scaling of that answer is expected to lie before anything is seen.
         slack: scaling beyond 1 that changes nothing.
         strength: by what share a command gets smaller for each 1 of scaling beyond that.
         least: smallest share of a command.
+        attack: control periods over which the mean excess over the limit rises.
+        release: control periods over which it falls.
     """
 
     terms: tuple[NonNegativeInt, ...] = Field(min_length=1)
+    usual: tuple[Positive, ...]
+    limit: Positive
     forgetting: float = Field(default=0.98, gt=0, lt=1)
     prior_std: Positive = 0.1
     slack: float = Field(default=0.03, ge=0)
     strength: Positive = 2.5
     least: float = Field(default=0.5, ge=0, le=1)
+    attack: float = Field(default=30.0, ge=1)
+    release: float = Field(default=1000.0, ge=1)
 
 
 class PlanSpec(_Model):
@@ -311,8 +320,10 @@ class BundleSpec(_Model):
                 f"the context has a number for each of {', '.join(self.context_names)}, but its dim is "
                 f"{self.context.dim}"
             )
-        if self.caution is not None and max(self.caution.terms) >= self.obs_dim:
-            raise ValueError(f"caution.terms names term {max(self.caution.terms)} of {self.obs_dim}, counted from 0")
+        if self.caution is not None:
+            _require_length("caution.usual", self.caution.usual, self.obs_dim, "the observation")
+            if max(self.caution.terms) >= self.obs_dim:
+                raise ValueError(f"caution.terms names term {max(self.caution.terms)} of {self.obs_dim}, from 0 on")
         return self
 
     @property

@@ -29,6 +29,7 @@ from deploy.bundle import (
     RobotDescription,
     write_bundle,
 )
+from deploy.context.estimator import LARGEST
 from deploy.signature import fingerprint, read_signing_key
 from deploy.spec import LONGEST_DELAY
 from offline_train.algorithms.awac_online import OnlineAwacConfig, new_awac
@@ -59,6 +60,8 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 PARITY_ROWS, GOLDEN_ROWS = 1_000, 64
+# Steps of the model rollouts that tell what motion is usual, and the first of them that counts.
+USUAL_STEPS, USUAL_FROM = 200, 20
 RANDOM_ROBOTS = 50
 # Standard deviations of the observations by which a place is far from the demonstrations.
 FAR = 5.0
@@ -402,8 +405,7 @@ def export(
             with the world model; 0 for a controller that takes commands to act at once.
         plan: how far ahead every command is planned, None for the policy by itself.
         with_prior: whether the prior of demonstrations goes with the policy, where there is one.
-        caution: whether commands get smaller where the body answers more than the world model predicts, of a robot
-            whose body's velocity is observed.
+        caution: whether commands get smaller for a body that has become light, where its velocity is observed.
 
     Raises:
         UserError: the run is not whole, the graphs differ, the delay is not possible, or there is no world model to
@@ -426,15 +428,17 @@ def export(
     with torch.no_grad():
         golden = {name: value for name, value in inputs.items()} | {"action": policy(*inputs.values())}
     delay = _delay(longest_delay) if run.model is not None else None
-    careful = _caution(robot) if caution and run.model is not None else None
-    dynamics_onnx = None
-    if run.model is not None and (context, delay, careful) != (None, None, None):
+    careful, dynamics_onnx = None, None
+    caution = caution and bool(body_terms(robot))
+    if run.model is not None and (context is not None or delay is not None or caution):
         dynamics = DynamicsGraph(run.model, low, high)
         dynamics_inputs = {"obs": obs, "action": action}
         dynamics_onnx = to_onnx(dynamics, dynamics_inputs, ["delta", "std"])
         worst = max(worst, check_parity(dynamics, dynamics_onnx, dynamics_inputs, "dynamics.onnx"))
         with torch.no_grad():
             golden["delta"], golden["std"] = dynamics(obs, golden["action"])
+        told = None if context is None else torch.tensor(context.nominal)
+        careful = usual_motion(run, policy, dynamics, told) if caution else None
     parts = {}
     if run.adaptation is not None:
         adaptation, histories = AdaptationGraph(run.adaptation, low, high), {"history": run.history}
@@ -490,14 +494,44 @@ def _delay(longest: int) -> DelaySpec | None:
     return DelaySpec(most=longest) if longest else None
 
 
-def _caution(robot: RobotDescription) -> CautionSpec | None:
-    """Return what tells how a body answers, its velocity but for that upwards; None where it is not observed."""
-    terms = tuple(
+def body_terms(robot: RobotDescription) -> tuple[int, ...]:
+    """Which terms of the observation are the body's velocity along the ground and its turning, counted from 0."""
+    return tuple(
         place
         for place, term in enumerate(robot.observations)
         if term.source == "base_velocity" and not (term.unit == "m/s" and term.name.endswith("z_velocity"))
     )
-    return CautionSpec(terms=terms) if terms else None
+
+
+@torch.no_grad()
+def usual_motion(run: Run, policy: PolicyGraph, dynamics: DynamicsGraph, told: Tensor | None) -> CautionSpec | None:
+    """How unsure the world model is along the policy's own motion in the original world, by rollouts in the model.
+
+    Args:
+        run: the run.
+        policy: its policy, in command units.
+        dynamics: its world model, likewise.
+        told: the context that the policy reads there, `(context_dim,)`, None where it reads none.
+
+    Returns:
+        None where too few rollouts go on for long enough to tell.
+    """
+    generator = torch.Generator().manual_seed(0)
+    ended = TERMINATIONS[make_environment(run.record["dataset"]["env"]).config.termination]
+    obs, deviations = run.obs, []
+    for _ in range(USUAL_STEPS):
+        change, std = dynamics(obs, policy(obs, *(() if told is None else (told.expand(len(obs), -1),))))
+        deviations.append(std)
+        obs = obs + change + std * torch.randn(std.shape, generator=generator)
+        obs = obs[~ended(obs) & (obs.abs() < LARGEST).all(1)]
+    seen = torch.cat(deviations[USUAL_FROM:])
+    if len(seen) < PARITY_ROWS:
+        return None
+    usual = seen.square().mean(0).sqrt()
+    ratios = (seen / usual).square().mean(1).sqrt()
+    return CautionSpec(
+        terms=body_terms(run.robot), usual=tuple(usual.tolist()), limit=float(np.quantile(ratios.numpy(), 0.98))
+    )
 
 
 def _plan(given: Any) -> PlanSpec | None:

@@ -1,4 +1,4 @@
-"""Caution: how a body's answer is scaled is found, and commands get smaller by that, and only where it is more."""
+"""Caution: that a light body is told, that its wild motion is told, and that both together make commands smaller."""
 
 from __future__ import annotations
 
@@ -16,11 +16,18 @@ from deploy.controller import Controller
 from deploy.spec import BundleSpec, CautionSpec
 
 # The leg's velocities stand for a body's.
-SPEC = CautionSpec(terms=(3, 4))
+SPEC = CautionSpec(terms=(3, 4), usual=(STD,) * OBS, limit=1.5)
 
 
 def predict(obs: np.ndarray, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The leg's world model, which is as sure as usual."""
     return obs @ MOTION + action @ PUSH, np.full(np.shape(obs), STD)
+
+
+def unsure(obs: np.ndarray, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same, four times as unsure as usual."""
+    change, std = predict(obs, action)
+    return change, 4 * std
 
 
 def answers(scale: Any, steps: int, noise: float = 0.0, seed: int = 0) -> list[tuple[np.ndarray, ...]]:
@@ -41,41 +48,66 @@ def answers(scale: Any, steps: int, noise: float = 0.0, seed: int = 0) -> list[t
 def test_one_transition_by_hand() -> None:
     # One term, predicted 2 with a deviation of 1, observed 3. Sums: w p p = 4, w p v = 6, w v v = 9, one term. The
     # residual at z = 1 is 9 - 12 + 4 = 1 variance, so s2 = 1 and the prior weighs 1 / 0.1^2 = 100:
-    # z = (6 + 100) / (4 + 100).
-    caution = Caution(lambda obs, action: (np.array([2.0]), np.array([1.0])), CautionSpec(terms=(0,), slack=0.0))
+    # z = (6 + 100) / (4 + 100) = 1 + 2/104.
+    # The deviation is 4.12 times the usual 1 / 4.12, and the limit 4 times: e = 2 (4.12 / 4 - 1) = 0.06, and so is m.
+    spec = CautionSpec(terms=(0,), usual=(1 / 4.12,), limit=4.0, slack=0.01, strength=5.0)
+    caution = Caution(lambda obs, action: (np.array([2.0]), np.array([1.0])), spec)
     caution.update(np.zeros(1), np.zeros(1), np.array([3.0]))
     assert caution.scale == pytest.approx(106 / 104)
-    # 2.5 times 2/104 is taken off the command.
-    assert caution.share == pytest.approx(1 - 2.5 * 2 / 104)
+    assert caution.unusual == pytest.approx(0.06)
+    # Half way from 0.02 to 0.1, so half of 5 times 2/104 - 0.01 is taken off the command.
+    assert caution.share == pytest.approx(1 - 0.5 * 5.0 * (2 / 104 - 0.01))
 
 
-@pytest.mark.parametrize(("scale", "share"), [(0.6, 1.0), (1.0, 1.0), (1.02, 1.0), (1.13, 0.75), (1.5, 0.5)])
-def test_commands_shrink_by_how_much_more_the_body_answers(scale: float, share: float) -> None:
-    # A share of 1 - 2.5 (z - 1.03), from 0.5 to 1: 0.75 at z = 1.13.
+def test_the_mean_rises_fast_and_falls_slowly() -> None:
+    # After the first 30 steps, with e = 0, one with e = 1 raises the mean from 0 to 1/30; the next, with e = 0, takes
+    # of that 1/32 only, since so few steps have been seen, and one after 1,000 steps only a thousandth.
+    wild = [False]
+    caution = Caution(lambda obs, action: (unsure if wild[0] else predict)(obs, action), SPEC)
+
+    def step(is_wild: bool) -> float:
+        wild[0] = is_wild
+        caution.update(np.zeros(OBS), np.zeros(ACT), np.zeros(OBS))
+        return float(caution.unusual)
+
+    assert [step(False) for _ in range(30)] == [0.0] * 30
+    assert step(True) == pytest.approx(1 / 30)
+    assert step(False) == pytest.approx(31 / 32 / 30)
+    for _ in range(1000):
+        before = step(False)
+    assert step(False) == pytest.approx(0.999 * before)
+
+
+@pytest.mark.parametrize("scale", [0.6, 1.0, 1.13, 1.5])
+def test_how_much_more_the_body_answers_is_found(scale: float) -> None:
     caution = Caution(predict, SPEC)
     for transition in answers(scale, 100, noise=STD):
         caution.update(*transition)
     assert float(caution.scale) == pytest.approx(scale, abs=0.01)
-    assert float(caution.share) == pytest.approx(share, abs=0.02)
 
 
-def test_a_noisy_sensor_alone_makes_no_command_smaller() -> None:
-    caution, shares = Caution(predict, SPEC), []
-    for transition in answers(1.0, 500, noise=5 * STD):
+@pytest.mark.parametrize(
+    ("model", "scale", "share"),
+    [(predict, 1.2, 1.0), (unsure, 1.0, 1.0), (unsure, 0.8, 1.0), (unsure, 1.13, 0.75), (unsure, 1.5, 0.5)],
+)
+def test_commands_shrink_for_light_bodies_in_wild_motion_alone(model: Any, scale: float, share: float) -> None:
+    # A share of 1 - 2.5 (z - 1.03), from 0.5 to 1: 0.75 at z = 1.13.
+    caution = Caution(model, SPEC)
+    for transition in answers(scale, 100):
         caution.update(*transition)
-        shares.append(float(caution.share))
-    assert min(shares) > 0.9 and np.mean(shares) > 0.99
+    assert caution.share == pytest.approx(share, abs=0.02)
 
 
 def test_lanes_are_apart_and_what_is_not_valid_teaches_nothing() -> None:
-    together, alone = Caution(predict, SPEC, (3,)), Caution(predict, SPEC)
+    together, alone = Caution(unsure, SPEC, (3,)), Caution(unsure, SPEC)
     for obs, action, following in answers([1.2, 1.2, 1.2], 30):
         broken = following.copy()
         broken[2, 4] = np.nan
         together.update(obs, action, broken, valid=np.array([True, False, True]))
         alone.update(obs[0], action[0], following[0])
     np.testing.assert_allclose(together.scale, [float(alone.scale), 1.0, 1.0])
-    assert alone.scale > 1.1
+    np.testing.assert_allclose(together.unusual, [1.0, 0.0, 0.0])
+    assert alone.scale > 1.1 and alone.share < 0.9
     alone.reset()
     assert alone.scale == 1.0 and alone.share == 1.0
 
@@ -93,9 +125,10 @@ def test_the_share_is_always_a_share(numbers: np.ndarray, actions: np.ndarray) -
             assert SPEC.least <= caution.share <= 1.0
 
 
-def careful(policy: Any = act) -> Any:
-    """The leg's bundle in memory, which is careful."""
+def careful(policy: Any = act, model: Any = unsure) -> Any:
+    """The leg's bundle in memory, careful, with a world model that is unsure."""
     made = stand_in(policy, context=False)
+    made.predict_change = model
     made.manifest = made.manifest.model_copy(update={"caution": SPEC})
     return made
 
@@ -128,11 +161,12 @@ def test_the_controller_gives_the_share_and_says_so() -> None:
     assert commands[0].share == 1.0 and commands[-1].share == pytest.approx(0.5)
     for command, action in zip(commands, asked, strict=True):
         # The safe command is 0.
-        np.testing.assert_allclose(command.action, command.share * action)
+        np.testing.assert_allclose(command.action, command.share * action, atol=1e-12)
 
 
 def test_a_body_that_answers_as_before_changes_nothing_to_the_bit() -> None:
-    with_it, without = (drive(Controller(made), 1.0) for made in (careful(waving), stand_in(waving, context=False)))
+    bundles = careful(waving, model=predict), stand_in(waving, context=False)
+    with_it, without = (drive(Controller(bundle), 1.0) for bundle in bundles)
     for one, other in zip(with_it, without, strict=True):
         np.testing.assert_array_equal(one.action, other.action)
         assert one.share == 1.0 and other.share is None
@@ -151,6 +185,11 @@ def test_caution_can_be_switched_off_and_forgotten() -> None:
 
 
 def test_terms_that_are_not_observed_are_refused() -> None:
-    whole = spec(context=False).model_dump() | {"caution": {"terms": [5]}}
-    with pytest.raises(ValueError, match=r"caution\.terms names term 5 of 5, counted from 0"):
-        BundleSpec.model_validate(whole)
+    def described(**changes: Any) -> BundleSpec:
+        return BundleSpec.model_validate(spec(context=False).model_dump() | {"caution": SPEC.model_dump() | changes})
+
+    assert described().adapts
+    with pytest.raises(ValueError, match=r"caution\.terms names term 5 of 5, from 0 on"):
+        described(terms=[5])
+    with pytest.raises(ValueError, match=r"caution\.usual has 4 numbers"):
+        described(usual=[1.0] * 4)

@@ -20,9 +20,8 @@ from adapters.datasets import save_npz
 from adapters.errors import UserError
 from deploy.bundle import Bundle
 from deploy.signature import fingerprint, read_public_key
-from deploy.spec import CautionSpec
 from offline_train.bench_cases import random_dataset
-from offline_train.export import PARITY_TOLERANCE, DynamicsGraph, _caution, check_parity, to_onnx
+from offline_train.export import PARITY_TOLERANCE, DynamicsGraph, body_terms, check_parity, to_onnx
 from sim.mujoco_plant import load_robot
 
 
@@ -136,6 +135,6 @@ def test_caution_looks_at_the_body_but_not_upwards() -> None:
     # HalfCheetah's terms 8, 9 and 10 are the speeds of its body along the ground, upwards and in turning.
     cheetah = load_robot("halfcheetah")
     assert cheetah.observation_names[8:11] == ("rootx_velocity", "rootz_velocity", "rooty_velocity")
-    assert _caution(cheetah) == CautionSpec(terms=(8, 10))
+    assert body_terms(cheetah) == (8, 10)
     blind = [term for term in cheetah.observations if term.source != "base_velocity"]
-    assert _caution(cheetah.model_copy(update={"observations": tuple(blind)})) is None
+    assert body_terms(cheetah.model_copy(update={"observations": tuple(blind)})) == ()
