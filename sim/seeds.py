@@ -92,8 +92,10 @@ def regained(column: Column) -> dict[World, np.ndarray]:
             {k: v for k, v in cell["perturbation"].items() if k not in ("name", "at_step")}, sort_keys=True
         )
 
-    whole = {change(cell): world for world, cell in column.cells[0].items() if not cell["perturbation"].get("at_step")}
-    late = [world for world, cell in column.cells[0].items() if cell["perturbation"].get("at_step")]
+    # Reports of earlier versions do not tell.
+    told = {world: cell for world, cell in column.cells[0].items() if "settled_reward" in cell}
+    whole = {change(cell): world for world, cell in told.items() if not cell["perturbation"].get("at_step")}
+    late = [world for world, cell in told.items() if cell["perturbation"].get("at_step")]
     return {
         world: np.array([cells[world]["settled_reward"] / cells[other]["settled_reward"] for cells in column.cells])
         for world in late

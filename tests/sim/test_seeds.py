@@ -87,6 +87,18 @@ def test_what_is_regained_is_a_share_of_what_is_reached_from_the_start(
     assert re.search(r"dead-late\W+0\.88", capsys.readouterr().out)
 
 
+def test_reports_that_do_not_tell_what_is_regained_have_the_other_tables(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    earlier = mid_run({"dead": 4.0, "dead-late": 2.0, "alone": 9.0, "there-and-back": 9.0})
+    for cell in earlier["cells"]:
+        del cell["settled_reward"]
+    write_json(tmp_path / "ours-0.json", earlier)
+    assert main([str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "ours" in shown and "of what is reached" not in shown
+
+
 def test_hardest_worlds_are_the_baselines_worst_quarter(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def returns(values: list[float]) -> dict[str, Any]:
         worlds = [(f"w{place}", value) for place, value in enumerate(values)]
