@@ -270,7 +270,8 @@ def untrained_bundle(algorithm: str, folder: Path) -> Bundle:
     settings = OmegaConf.to_container(hydra.compose("train", overrides), resolve=True)
     with contextlib.redirect_stdout(io.StringIO()):
         run(TrainConfig.model_validate(settings))
-        export(folder / algorithm, output, longest_delay=0)  # the plain counterparts look for no delay either
+        # The plain counterparts look for no delay and show no caution either.
+        export(folder / algorithm, output, longest_delay=0, caution=False)
     return Bundle.load(output)
 
 
