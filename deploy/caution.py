@@ -77,6 +77,7 @@ class Caution:
         """
         values = [np.asarray(v, dtype=np.float64) for v in (*self.predict_change(obs, action), next_obs - obs)]
         _, valid = usable(valid, *values)
+        valid = valid & (values[1] > 0).all(-1)
         predicted, std, moved = (np.where(valid[..., None], v, 1.0) for v in values)
         self._fit(predicted[..., self.terms], std[..., self.terms], moved[..., self.terms], valid)
         ratio = np.sqrt(np.square(std / self.usual).mean(-1))

@@ -438,7 +438,8 @@ def export(
         with torch.no_grad():
             golden["delta"], golden["std"] = dynamics(obs, golden["action"])
         told = None if context is None else torch.tensor(context.nominal)
-        careful = usual_motion(run, policy, dynamics, told) if caution else None
+        # A plan would take minutes for this, and its commands stay near the policy's.
+        careful = usual_motion(run, PolicyGraph(run.policy, low, high), dynamics, told) if caution else None
     parts = {}
     if run.adaptation is not None:
         adaptation, histories = AdaptationGraph(run.adaptation, low, high), {"history": run.history}
@@ -509,7 +510,7 @@ def usual_motion(run: Run, policy: PolicyGraph, dynamics: DynamicsGraph, told: T
 
     Args:
         run: the run.
-        policy: its policy, in command units.
+        policy: its policy without a plan, in command units.
         dynamics: its world model, likewise.
         told: the context that the policy reads there, `(context_dim,)`, None where it reads none.
 

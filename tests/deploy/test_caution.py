@@ -112,6 +112,12 @@ def test_lanes_are_apart_and_what_is_not_valid_teaches_nothing() -> None:
     assert alone.scale == 1.0 and alone.share == 1.0
 
 
+def test_a_model_without_a_deviation_teaches_nothing() -> None:
+    caution = Caution(lambda obs, action: (predict(obs, action)[0], np.zeros(OBS)), SPEC)
+    caution.update(np.zeros(OBS), np.ones(ACT), np.ones(OBS))
+    assert caution.scale == 1.0 and caution.unusual == 0.0 and caution.share == 1.0
+
+
 @given(
     numbers=arrays(float, (20, OBS), elements=st.floats(allow_nan=True, allow_infinity=True)),
     actions=arrays(float, (20, ACT), elements=st.floats(-2, 2)),
