@@ -38,7 +38,9 @@ from offline_train.algorithms.sac import Sac
 from offline_train.checkpoint import load_checkpoint, save_checkpoint
 from offline_train.data import Data, DatasetConfig, check_fit
 from offline_train.evaluate import Imagined, imagine, usual_disagreement
-from offline_train.export import DynamicsGraph, Run, export
+from offline_train.export import export
+from offline_train.finished_run import Run
+from offline_train.graphs import DynamicsGraph
 from offline_train.models.ensemble import DynamicsEnsemble
 from offline_train.models.fit import fit_data, holdout_error
 from offline_train.replay import draw

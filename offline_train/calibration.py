@@ -26,7 +26,7 @@ from torch import Tensor
 
 from adapters.errors import UserError
 from adapters.files import atomic_path
-from offline_train.export import Run
+from offline_train.finished_run import Run
 from offline_train.models.ensemble import DynamicsEnsemble
 from offline_train.models.penalties import PENALTIES, measure
 from offline_train.models.rollout import HORIZONS

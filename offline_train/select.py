@@ -29,7 +29,7 @@ from adapters.files import read_json, sha256, write_json
 from adapters.progress import progress_bar
 from offline_train.adapt import MOST_DISAGREEMENT
 from offline_train.evaluate import simulator_return
-from offline_train.export import Run
+from offline_train.finished_run import Run
 from offline_train.fqe import FqeConfig
 from offline_train.offline_evaluation import Act, OfflineEvaluation, RolloutConfig
 from offline_train.world_model import load_world_model

@@ -28,7 +28,7 @@ from offline_train.algorithms.base import bellman_target
 from offline_train.diffusion.fit import Examples
 from offline_train.diffusion.noise_baselines import SCALING_RANGE
 from offline_train.diffusion.transition_model import Wish
-from offline_train.export import Run
+from offline_train.finished_run import Run
 from offline_train.networks import Critics
 from offline_train.replay import Batch
 

@@ -25,7 +25,7 @@ from offline_train.algorithms.mopo import Mopo, MopoConfig
 from offline_train.algorithms.sac import Sac, SacConfig, anchor_loss
 from offline_train.checkpoint import load_checkpoint, state_equal
 from offline_train.evaluate import Imagined, imagine
-from offline_train.export import Run
+from offline_train.finished_run import Run
 from offline_train.models.fit import EnsembleTrainer
 from offline_train.settings import TrainConfig
 from sim.terminations import never

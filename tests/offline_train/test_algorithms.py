@@ -35,7 +35,7 @@ from offline_train.algorithms.rma import RmaConfig
 from offline_train.algorithms.sac import SacConfig
 from offline_train.algorithms.td3_bc import Td3BcConfig
 from offline_train.checkpoint import load_checkpoint, save_checkpoint, state_equal
-from offline_train.export import PARITY_TOLERANCE, PolicyGraph, check_parity, to_onnx
+from offline_train.graphs import PARITY_TOLERANCE, PolicyGraph, check_parity, to_onnx
 from sim.terminations import never
 
 SMALL_CRITICS: dict[str, Any] = {"hidden": [32, 32], "learning_rate": 3e-3, "discount": 0.9, "target_rate": 0.05}

@@ -69,7 +69,7 @@ def test_td_error_is_that_of_the_runs_critics(log: TransitionDataset, tmp_path: 
     done = command_line("train", "algorithm=td3-bc", *source, *small, f"output={tmp_path / 'run'}")  # type: ignore[operator]
     assert done.code == 0, done
     from offline_train.diffusion.conditions import td_errors
-    from offline_train.export import Run
+    from offline_train.finished_run import Run
 
     run = Run(tmp_path / "run")
     policy = run.policy

@@ -21,7 +21,8 @@ from adapters.errors import UserError
 from deploy.bundle import Bundle
 from deploy.signature import fingerprint, read_public_key
 from offline_train.bench_cases import random_dataset
-from offline_train.export import PARITY_TOLERANCE, DynamicsGraph, body_terms, check_parity, to_onnx
+from offline_train.export import body_terms
+from offline_train.graphs import PARITY_TOLERANCE, DynamicsGraph, check_parity, to_onnx
 from sim.mujoco_plant import load_robot
 
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from adapters.errors import UserError
 from offline_train.bench_priors import shipped_prior
 from offline_train.checkpoint import state_equal
-from offline_train.export import PRIOR_TOLERANCE, PriorGraph, check_parity, to_onnx
+from offline_train.export import PRIOR_TOLERANCE
+from offline_train.graphs import PriorGraph, check_parity, to_onnx
 from offline_train.priors import deep_gp, exact_gp, sparse_gp
 from offline_train.priors.base import Prior, log_density
 from offline_train.priors.deep_gp import CachedLayer, DeepGpConfig

@@ -20,7 +20,7 @@ from offline_train.algorithms.sac import SacConfig
 from offline_train.algorithms.sac_online import OnlineSac, OnlineSacConfig
 from offline_train.checkpoint import load_checkpoint, save_checkpoint, state_equal
 from offline_train.evaluate import simulator_return
-from offline_train.export import Run
+from offline_train.finished_run import Run
 from offline_train.replay import Batch
 from sim.environments import Environment, EnvironmentConfig, make_environment
 from sim.online_robots import PlantRobots
