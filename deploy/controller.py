@@ -219,6 +219,7 @@ class Controller:
             settings=self.spec.settings,
             batch=self.batch,
             adapt=self.bundle.adapt,
+            pushed=self.spec.pushed,
         )
 
     def _own_delay(self) -> DelayCompensator | None:
@@ -416,7 +417,7 @@ class Controller:
         """How much of a command each actuator delivers, as far as it is known."""
         if self.spec is None or self.spec.kind != "actuator_gain" or self.context is None:
             return 1.0
-        return self.context
+        return self.context[..., len(self.spec.pushed) :]
 
     def _infer(self, obs: np.ndarray, good: np.ndarray) -> _Inferred:
         """Ask the estimator for the context to act on at `obs`."""

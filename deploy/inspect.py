@@ -93,6 +93,8 @@ def _behaviour(spec: BundleSpec) -> Iterator[tuple[str, str]]:
         yield "context", "none: the policy does not adapt"
         return
     yield "context", f"{context.kind}, {context.dim} numbers, nominal {_span(context.nominal)}"
+    if context.pushed:
+        yield "pushes told", ", ".join(robot.observation_names[term] for term in context.pushed)
     yield "context range", f"low {_span(context.low)}, high {_span(context.high)}"
     settings = ", ".join(f"{name}={value}" for name, value in context.settings.items()) or "default settings"
     yield "estimator", f"{context.estimator}, {settings}"

@@ -154,13 +154,15 @@ class ContextSpec(_Model):
 
     Attributes:
         kind: what its numbers mean; `delta_scale` is one factor on the change of each observation dimension,
-            `actuator_gain` one on the effect of each command.
+            `actuator_gain` one on the effect of each command, after what is `pushed`.
         dim: how many numbers.
         nominal: the context of the original environment, `(dim,)`.
         low: smallest context that the policy was trained on, `(dim,)`.
         high: largest.
         estimator: name of the estimator in deploy/context.py.
         settings: its settings; what is left out is the estimator's default.
+        pushed: terms of the observation, counted from 0, that something pushes: the context begins with what is added
+            to the change of each in a control period, in the observation's units.
     """
 
     kind: Literal["delta_scale", "actuator_gain"]
@@ -170,6 +172,7 @@ class ContextSpec(_Model):
     high: tuple[float, ...]
     estimator: str
     settings: dict[str, Any] = {}
+    pushed: tuple[Annotated[int, Field(ge=0)], ...] = ()
 
     @model_validator(mode="after")
     def _fits(self) -> ContextSpec:
@@ -315,6 +318,8 @@ class BundleSpec(_Model):
 
     @model_validator(mode="after")
     def _fits(self) -> BundleSpec:
+        if self.context is not None and max(self.context.pushed, default=0) >= self.obs_dim:
+            raise ValueError(f"context.pushed names term {max(self.context.pushed)} of {self.obs_dim}, from 0 on")
         if self.context is not None and self.context.dim != len(self.context_names):
             raise ValueError(
                 f"the context has a number for each of {', '.join(self.context_names)}, but its dim is "
@@ -344,7 +349,9 @@ class BundleSpec(_Model):
         """What each number of the context is about, nothing where the policy reads none."""
         if self.context is None:
             return ()
-        return self.robot.action.joints if self.context.kind == "actuator_gain" else self.robot.observation_names
+        names = self.robot.observation_names
+        pushes = tuple(f"push on {names[term]}" for term in self.context.pushed)
+        return pushes + (self.robot.action.joints if self.context.kind == "actuator_gain" else names)
 
     @property
     def obs_dim(self) -> int:

@@ -229,6 +229,7 @@ def inferred_context(base: Run, model: DynamicsEnsemble, settings: MopoConfig, l
         nominal=nominal,
         act_dim=log.act_dim,
         settings=spec.settings,
+        pushed=spec.pushed,
     )
     told = []
     for obs, action, next_obs in zip(log.observations, log.actions, log.next_observations, strict=True):

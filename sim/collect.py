@@ -133,7 +133,10 @@ class BundlePolicy:
         spec = self._bundle.manifest.context
         if spec is None:
             return None
-        return gains if spec.kind == "actuator_gain" else np.tile(spec.nominal, (len(gains), 1))
+        told = np.tile(spec.nominal, (len(gains), 1))
+        if spec.kind == "actuator_gain":
+            told[:, len(spec.pushed) :] = gains
+        return told
 
 
 def recipe_policies(recipe: str, environment: Environment) -> tuple[int, ...]:

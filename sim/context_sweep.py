@@ -191,6 +191,7 @@ def _estimator(bundle: Bundle, variant: Variant, batch: tuple[int, ...]) -> Cont
     return make_estimator(
         variant.estimator,
         predict_change=bundle.predict_change,
+        pushed=context.pushed,
         low=np.array(context.low),
         high=np.array(context.high),
         nominal=np.array(context.nominal),

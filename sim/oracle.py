@@ -38,7 +38,7 @@ class _Oracle:
 
 
 class ActuatorOracle(_Oracle):
-    """A context estimator that looks: it reads the gain of every actuator off the true simulator.
+    """A context estimator that looks: it reads the gain of every actuator off the true simulator, and tells no push.
 
     Args:
         plant: the robots that the controller drives, one a lane.
@@ -54,7 +54,9 @@ class ActuatorOracle(_Oracle):
     def context(self, obs: np.ndarray, action: np.ndarray | None) -> np.ndarray:
         """Return the true gains `(n, act_dim)`, within the range of the context."""
         gains = np.array([model.actuator_gainprm[:, 0] for model in self.plant.models]) / self.original
-        return np.clip(self.nominal * gains, self.low, self.high)
+        told = np.tile(self.nominal, (len(gains), 1))
+        told[:, len(self.spec.pushed) :] *= gains
+        return np.clip(told, self.low, self.high)
 
 
 class OracleEstimator(_Oracle):

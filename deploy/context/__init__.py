@@ -3,8 +3,9 @@
 An estimator compares the observed change of state with the change that the world model predicts for the original
 environment, and returns the context that the policy reads, nominal where nothing has changed (Ball et al. 2021,
 "Augmented World Models", section 4.3); `history` asks a network that was trained to tell it instead. There are two
-kinds of context: one scaling of the change for each observation dimension, and one gain for each actuator. The cost of
-a step is constant, whatever the episode's length.
+kinds of context: one scaling of the change for each observation dimension, and one gain for each actuator, with the
+pushes on the body before them where a policy was trained to be told these. The cost of a step is constant, whatever the
+episode's length.
 
 All state has the leading shape `batch`: `()` is one robot, `(n,)` is n robots side by side, as validation runs them.
 Shapes in the docstrings leave that prefix out.
@@ -13,7 +14,7 @@ Shapes in the docstrings leave that prefix out.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,18 +56,22 @@ def make_estimator(
     settings: Mapping[str, Any] | None = None,
     batch: tuple[int, ...] = (),
     adapt: Adapt | None = None,
+    pushed: Sequence[int] = (),
 ) -> ContextEstimator:
     """Return the estimator of that name; `history` alone needs `adapt`, the bundle's adaptation module.
 
     Raises:
-        UserError: there is no such estimator, it has no such setting, or it lacks its adaptation module.
+        UserError: there is no such estimator, it has no such setting, it lacks its adaptation module, or it tells
+            nothing of what is `pushed`.
     """
+    if pushed and name != "actuator_gain":
+        raise UserError(f"the estimator '{name}' tells no pushes; actuator_gain does.")
     low, high, nominal = (np.asarray(v, dtype=np.float64) for v in (low, high, nominal))
     chosen = estimator_settings(name, settings)
     if isinstance(chosen, LinearForwardSettings):
         return LinearForwardEstimator(predict_change, low, high, nominal, act_dim, chosen, batch)
     if isinstance(chosen, ActuatorGainSettings):
-        return ActuatorGainEstimator(predict_change, low, high, nominal, chosen, batch)
+        return ActuatorGainEstimator(predict_change, low, high, nominal, chosen, batch, pushed)
     if isinstance(chosen, HistorySettings):
         if adapt is None:
             raise UserError(

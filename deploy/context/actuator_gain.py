@@ -1,14 +1,23 @@
-"""How much of its command each actuator delivers, by recursive least squares on the world model's own reaction."""
+"""How much of its command each actuator delivers, and what pushes the body besides.
+
+The gains come from recursive least squares on the world model's own reaction, the pushes from what that leaves over.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from deploy.context.change import ChangeDetector, ChangeSettings
 from deploy.context.estimator import Health, PredictChange, usable
+
+# Steps without a push that a push is averaged with.
+PUSH_PRIOR = 10.0
+# Further from the prediction than this multiple of the largest push, a step says no more of a push.
+PUSH_BOUND = 7.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +51,21 @@ class ActuatorGainEstimator:
     is. A prior holds g at the nominal gains, so that an actuator that is not used keeps what it had. This is a Kalman
     filter in information form, with forgetting in the place of process noise.
 
+    A push b is what wind, a slope or another weight adds to the change of a term of the observation in every step. It
+    is the discounted mean of what the gains leave over there,
+
+        b = sum_k f^age (dy_k - f(s_k, g a_k)) / (PUSH_PRIOR + sum_k f^age),
+
+    for each pushed term alone, so that a push is none before anything is seen.
+
     Args:
         predict_change: the bundle's dynamics.
-        low: smallest gain `(act_dim,)` that the policy was trained on.
+        low: smallest pushes and gains `(pushed + act_dim,)` that the policy was trained on.
         high: largest.
-        nominal: gains of the original robot.
+        nominal: those of the original robot.
         settings: settings.
         batch: leading shape.
+        pushed: terms of the observation that pushes are told of, counted from 0.
     """
 
     needs_action = False
@@ -61,8 +78,12 @@ class ActuatorGainEstimator:
         nominal: np.ndarray,
         settings: ActuatorGainSettings,
         batch: tuple[int, ...] = (),
+        pushed: Sequence[int] = (),
     ) -> None:
-        self.predict_change, self.low, self.high, self.nominal = predict_change, low, high, nominal
+        self.predict_change, self.pushed = predict_change, list(pushed)
+        (self.push_low, self.low), (self.push_high, self.high), (_, self.nominal) = (
+            np.split(values, [len(pushed)]) for values in (low, high, nominal)
+        )
         self.settings, self.batch = settings, batch
         self.detector = ChangeDetector(settings.change, batch)
         self.reset()
@@ -75,6 +96,8 @@ class ActuatorGainEstimator:
         self.evidence = np.zeros((*self.batch, dim))
         self.energy, self.nominal_residual = np.zeros(self.batch), np.zeros(self.batch)
         self.gain = np.broadcast_to(self.nominal, (*self.batch, dim)).copy()
+        # Discounted sums of what the gains leave over in the pushed terms, and of 1.
+        self.left_over, self.weighed = np.zeros((*self.batch, len(self.pushed))), np.zeros(self.batch)
         self.explained = np.zeros(self.batch)
         self.certainty = np.zeros(self.batch)
         self.lost = np.zeros(self.batch, dtype=bool)
@@ -104,6 +127,9 @@ class ActuatorGainEstimator:
         self.energy = keep * self.energy + (weight * np.square(to_explain)).sum(-1)
         self.nominal_residual = keep * self.nominal_residual + (weight * np.square(residual_nominal)).sum(-1)
         self._solve(obs.shape[-1])
+        bound = PUSH_BOUND * np.maximum(self.push_high, -self.push_low)
+        self.left_over = keep[..., None] * self.left_over + np.clip(residual[..., self.pushed], -bound, bound)
+        self.weighed = keep * self.weighed + valid
 
     def _react(self, obs: np.ndarray, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Ask the world model what happens at the present gains, at the nominal ones, and at each one moved a little.
@@ -143,8 +169,15 @@ class ActuatorGainEstimator:
         return np.maximum(self.energy - 2.0 * cross + square, 0.0)
 
     def context(self, obs: np.ndarray, action: np.ndarray | None = None) -> np.ndarray:
-        """Return the present gains, nominal in lanes where they are not to be trusted."""
-        return np.where(self._trusted()[..., None], self.gain, self.nominal)
+        """Return the present pushes and gains, gains nominal in lanes where they are not to be trusted."""
+        gains = np.where(self._trusted()[..., None], self.gain, self.nominal)
+        return np.concatenate([self.push, gains], axis=-1)
+
+    @property
+    def push(self) -> np.ndarray:
+        """The present pushes `(pushed,)`, within the range that the policy knows."""
+        mean = self.left_over / (PUSH_PRIOR + self.weighed)[..., None]
+        return np.where(self.lost[..., None], 0.0, np.clip(mean, self.push_low, self.push_high))
 
     def _trusted(self) -> np.ndarray:
         """Whether the gains explain what is observed."""

@@ -14,6 +14,15 @@ The world model has to know what happens when a motor does nothing, so the log s
 policy of this kind practises, told what each motor will get (`surefoot collect bundle=BUNDLE weakened=0.85`): it holds
 the gaits of the policy that is to be trained, not those of others.
 With `told: false` the policy does not read g, which is domain randomisation: one policy for all gains.
+
+No gain says that wind blows, that the ground slopes, or that the body is heavier than it was. To the first order each
+adds something to how the body's velocity changes, so with `pushes` (configs/algorithm/augwm-pushed.yaml) the
+augmentation is affine,
+
+    s' ~ M(s, g a) + b,    transitions kept as ([s; b; g], a, r, [s'; b; g]),
+
+b drawn for a share of the rollouts, for the pushed terms alone. The thesis behind AugWM (Ball, "Limitations and Future
+Work" of its chapter 3) proposes such translations for wind and for other gravity.
 What each part gives: results/README.md.
 """
 
@@ -25,9 +34,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from adapters.errors import UserError
 from deploy.context import complete_settings, require_estimator
 from deploy.spec import ContextSpec, RobotDescription
 from offline_train.algorithms.mopo import Mopo, MopoConfig
+from offline_train.models.ensemble import DynamicsEnsemble, TerminationRule
 from offline_train.models.rollout import Change
 from offline_train.replay import Batch
 
@@ -43,7 +54,11 @@ class ActuatorAugWmConfig(MopoConfig):
     shared_share: float = Field(default=0.15, ge=0, le=1, description="share with one gain for all; the rest: one each")
     dead_share: float = Field(default=0.6, ge=0, le=1, description="share of the single weak motors that are dead")
     relabel: float = Field(default=0.8, ge=0, le=1, description="share of the unused motors that are taken for dead")
-    told: bool = Field(default=True, description="whether the policy reads the gains")
+    pushes: dict[int, float] = Field(
+        default={}, description="by term of the observation, from 0: most that is added to its change in a step"
+    )
+    push_share: float = Field(default=0.5, ge=0, le=1, description="share of the rollouts with pushes")
+    told: bool = Field(default=True, description="whether the policy reads the gains, and the pushes")
     estimator: str = Field(default="actuator_gain", description="context estimator that the bundle carries")
     estimator_settings: dict[str, Any] = Field(default_factory=dict, description="its settings")
 
@@ -52,20 +67,26 @@ class ActuatorAugWmConfig(MopoConfig):
         if self.nominal_share + self.single_share + self.shared_share > 1 + 1e-9:
             raise ValueError("nominal_share, single_share and shared_share must not be more than 1 together")
         require_estimator(self.estimator, "actuator_gain", self.estimator_settings)
+        if any(term < 0 or not span > 0 for term, span in self.pushes.items()):
+            raise ValueError("pushes are above 0, for terms of the observation counted from 0")
+        if self.pushes and self.told and self.estimator != "actuator_gain":
+            raise ValueError(f"the estimator '{self.estimator}' tells no pushes; actuator_gain does")
         return self
 
     def context_spec(self, robot: RobotDescription) -> ContextSpec | None:
-        """One gain for each actuator."""
+        """The pushes, and one gain for each actuator."""
         if not self.told:
             return None
+        spans = tuple(self.pushes.values())
         return ContextSpec(
             kind="actuator_gain",
-            dim=robot.act_dim,
-            nominal=(1.0,) * robot.act_dim,
-            low=(0.0,) * robot.act_dim,
-            high=(self.gain_high,) * robot.act_dim,
+            dim=len(spans) + robot.act_dim,
+            nominal=(0.0,) * len(spans) + (1.0,) * robot.act_dim,
+            low=(*(-span for span in spans), *(0.0,) * robot.act_dim),
+            high=spans + (self.gain_high,) * robot.act_dim,
             estimator=self.estimator,
             settings=complete_settings(self.estimator, self.estimator_settings),
+            pushed=tuple(self.pushes),
         )
 
 
@@ -90,6 +111,15 @@ def draw_gains(rows: int, dims: int, config: ActuatorAugWmConfig, generator: tor
     return torch.where(kind < config.nominal_share, 1.0, gains)
 
 
+def draw_pushes(rows: int, config: ActuatorAugWmConfig, generator: torch.Generator) -> Tensor:
+    """Draw pushes `(rows, pushed)`, ~ Unif([-span, span]) each in a share of the rows, none in the others."""
+    device = generator.device
+    spans = torch.tensor([*config.pushes.values()], device=device)
+    drawn = (2.0 * torch.rand(rows, len(spans), generator=generator, device=device) - 1.0) * spans
+    some = torch.rand(rows, 1, generator=generator, device=device) < config.push_share
+    return torch.where(some, drawn, 0.0)
+
+
 def delivered(action: Tensor, gains: Tensor) -> Tensor:
     """What the actuators do, `(batch, act_dim)` in [-1, 1]: a motor cannot give more than the original one could."""
     return (gains * action).clamp(-1.0, 1.0)
@@ -112,34 +142,60 @@ def take_for_dead(batch: Batch, share: float, generator: torch.Generator) -> Bat
 
 
 class ActuatorAugWm(Mopo):
-    """MOPO in world models whose actuators deliver more or less; takes what `Mopo` takes."""
+    """MOPO in world models whose actuators deliver more or less; takes what `Mopo` takes.
+
+    Raises:
+        UserError: a term that is pushed is none of the observation's.
+    """
 
     config: ActuatorAugWmConfig
-    change = Change(command=delivered)
+
+    def __init__(
+        self, config: ActuatorAugWmConfig, real: Tensor, model: DynamicsEnsemble, terminated: TerminationRule, seed: int
+    ) -> None:
+        if max(config.pushes, default=0) >= model.obs_dim:
+            raise UserError(f"pushes names term {max(config.pushes)} of {model.obs_dim}, counted from 0.")
+        self.change = Change(self._sent, self._moved if config.pushes else None)
+        super().__init__(config, real, model, terminated, seed)
 
     @property
     def context_dim(self) -> int:
-        """One gain for each actuator, where the policy is told."""
-        return self.act_dim if self.config.told else 0
+        """The pushes, and one gain for each actuator, where the policy is told."""
+        return len(self.config.pushes) + self.act_dim if self.config.told else 0
+
+    def _sent(self, action: Tensor, context: Tensor) -> Tensor:
+        return delivered(action, context[:, len(self.config.pushes) :])
+
+    def _moved(self, obs: Tensor, next_obs: Tensor, context: Tensor) -> Tensor:
+        terms = torch.tensor([*self.config.pushes], device=obs.device)
+        return next_obs.index_add(1, terms, context[:, : len(terms)])
 
     def _input_scale(self) -> tuple[Tensor, Tensor]:
         mean, std = super()._input_scale()
         if not self.config.told:
             return mean, std
+        spans = mean.new_tensor([*self.config.pushes.values()])
         gains = draw_gains(10_000, self.act_dim, self.config, torch.Generator(mean.device).manual_seed(0))
-        return torch.cat([mean, gains.mean(0)]), torch.cat([std, gains.std(0)])
+        centre, spread = torch.zeros_like(spans), spans / 3**0.5
+        return torch.cat([mean, centre, gains.mean(0)]), torch.cat([std, spread, gains.std(0)])
 
     def _rollout_context(self, rows: int) -> Tensor:
-        return draw_gains(rows, self.act_dim, self.config, self.generator)
+        pushes = [draw_pushes(rows, self.config, self.generator)] if self.config.pushes else []
+        return torch.cat([*pushes, draw_gains(rows, self.act_dim, self.config, self.generator)], -1)
 
     def _policy_input(self, obs: Tensor, context: Tensor | None) -> Tensor:
         if not self.config.told:
             return obs
-        gains = obs.new_ones(len(obs), self.act_dim) if context is None else context
-        return torch.cat([obs, gains], -1)
+        if context is None:
+            pushes, gains = obs.new_zeros(len(obs), len(self.config.pushes)), obs.new_ones(len(obs), self.act_dim)
+            context = torch.cat([pushes, gains], -1)
+        return torch.cat([obs, context], -1)
 
     def _kept(self, batch: Batch, context: Tensor | None) -> Batch:
-        obs, next_obs = (self._policy_input(v, context) for v in (batch.obs, batch.next_obs))
+        next_obs = batch.next_obs
+        if context is not None and self.config.pushes:
+            next_obs = self._moved(batch.obs, next_obs, context)
+        obs, next_obs = (self._policy_input(v, context) for v in (batch.obs, next_obs))
         return batch._replace(obs=obs, next_obs=next_obs)
 
     def _learning_batch(self, batch: Batch) -> Batch:

@@ -31,7 +31,6 @@ from adapters.errors import UserError
 from adapters.files import read_json
 from deploy.context import HistorySettings, estimator_settings
 from offline_train.algorithms.augwm_actuators import ActuatorAugWm, ActuatorAugWmConfig, delivered, draw_gains
-from offline_train.algorithms.mopo import MopoConfig
 from offline_train.checkpoint import load_checkpoint
 from offline_train.models.ensemble import DynamicsEnsemble, TerminationRule
 from offline_train.replay import Batch
@@ -181,7 +180,7 @@ class Rma(ActuatorAugWm):
     config: RmaConfig
 
     def __init__(
-        self, config: MopoConfig, real: Tensor, model: DynamicsEnsemble, terminated: TerminationRule, seed: int
+        self, config: RmaConfig, real: Tensor, model: DynamicsEnsemble, terminated: TerminationRule, seed: int
     ) -> None:
         super().__init__(config, real, model, terminated, seed)
         self.log = Batch.unpack(real, self.obs_dim, self.act_dim)

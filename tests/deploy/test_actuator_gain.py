@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from adapters.errors import UserError
 from deploy.context import ESTIMATORS, ContextEstimator, make_estimator
 
 STD = 0.01
@@ -48,6 +49,21 @@ def make(name: str = "actuator_gain", batch: tuple[int, ...] = (), **settings: A
         settings={"window": 20} | settings if name == "history" else settings,
         batch=batch,
         adapt=adapt,
+    )
+
+
+def make_pushed(batch: tuple[int, ...] = (), **settings: Any) -> ContextEstimator:
+    """Told of pushes on the third and the first term, of at most 0.2 and 0.1."""
+    return make_estimator(
+        "actuator_gain",
+        predict_change=predict_change,
+        low=np.array([-0.2, -0.1, 0.0, 0.0]),
+        high=np.array([0.2, 0.1, 1.3, 1.3]),
+        nominal=np.array([0.0, 0.0, 1.0, 1.0]),
+        act_dim=2,
+        settings=settings,
+        batch=batch,
+        pushed=(2, 0),
     )
 
 
@@ -147,3 +163,67 @@ def test_gains_stay_in_the_range_of_the_policy(name: str) -> None:
     found = drive(make(name), lambda _: np.array([3.0, -0.5]), steps=100)
     assert (found >= 0).all() and (found <= 1.3).all()
     np.testing.assert_allclose(found[-1], [1.3, 0.0], atol=0.05)
+
+
+def test_a_push_is_the_mean_of_what_gains_leave_over() -> None:
+    estimator = make_pushed(forgetting=0.9)
+    for _ in range(3):
+        # Nothing is sent, so that no gain can explain it.
+        estimator.update(np.zeros(3), np.zeros(2), np.array([-0.3, 9.0, 0.1]))
+    # Three steps weigh 1 + 0.9 + 0.81 = 2.71, beside ten without a push; the first term's -0.06396 is within its range.
+    push = 2.71 / 12.71
+    np.testing.assert_allclose(estimator.context(np.zeros(3), None), [0.1 * push, -0.3 * push, 1.0, 1.0])
+    for _ in range(100):
+        estimator.update(np.zeros(3), np.zeros(2), np.array([-0.3, 0.0, 0.1]))
+    # In the end ten steps stand against ten: 0.1 / 2, and -0.3 / 2, of which the policy knows -0.1.
+    np.testing.assert_allclose(estimator.context(np.zeros(3), None)[:2], [0.05, -0.1], atol=1e-5)
+    estimator.reset()
+    np.testing.assert_array_equal(estimator.context(np.zeros(3), None), [0, 0, 1, 1])
+
+
+def test_one_wild_step_makes_no_push() -> None:
+    estimator = make_pushed()
+    estimator.update(np.zeros(3), np.zeros(2), np.array([1e5, 0.0, 0.0]))
+    # No step counts for more than 7 times the largest push, 0.7, which is averaged with ten steps without any.
+    assert estimator.context(np.zeros(3), None)[1] == pytest.approx(0.7 / 11)
+
+
+def test_pushes_and_gains_are_told_apart_lane_by_lane() -> None:
+    estimator, generator = make_pushed((2,)), np.random.default_rng(2)
+    gains, push = np.array([DEAD, NOMINAL]), np.array([[0.05, 0.0, 0.15], [0.0, 0.0, 0.0]])
+    obs = np.zeros((2, 3))
+    for _ in range(300):
+        action = generator.uniform(-1, 1, (2, 2))
+        change = predict_change(obs, gains * action)[0] + push + STD * generator.standard_normal((2, 3))
+        estimator.update(obs, action, obs + change)
+        obs = obs + change
+    told = estimator.context(obs, None)
+    # 50 steps stand against ten, so that five sixths of a push are told.
+    np.testing.assert_allclose(told[:, :2], push[:, [2, 0]] * 5 / 6, atol=0.02)
+    np.testing.assert_allclose(told[:, 2:], gains, atol=0.1)
+
+
+@pytest.mark.parametrize("broken", [np.nan, 1e9])
+def test_broken_numbers_tell_no_push_until_there_are_good_ones(broken: float) -> None:
+    estimator = make_pushed()
+    for _ in range(20):
+        estimator.update(np.zeros(3), np.zeros(2), np.array([0.05, 0.0, 0.1]))
+    before = estimator.context(np.zeros(3), None)
+    estimator.update(np.zeros(3), np.zeros(2), np.array([broken, 0.0, 0.1]))
+    np.testing.assert_array_equal(estimator.context(np.zeros(3), None), [0, 0, 1, 1])
+    estimator.update(np.zeros(3), np.zeros(2), np.array([0.05, 0.0, 0.1]))
+    assert (np.abs(estimator.context(np.zeros(3), None)[:2]) > np.abs(before[:2])).all()
+
+
+def test_only_least_squares_tells_pushes() -> None:
+    with pytest.raises(UserError, match="the estimator 'history' tells no pushes; actuator_gain does"):
+        make_estimator(
+            "history",
+            predict_change=predict_change,
+            low=np.zeros(3),
+            high=np.ones(3),
+            nominal=np.ones(3),
+            act_dim=2,
+            adapt=adapt,
+            pushed=(0,),
+        )

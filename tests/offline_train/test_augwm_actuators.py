@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from toy import Toy
+from toy import ROBOT, Toy
 
 from adapters.errors import UserError
 from offline_train.algorithms.augwm_actuators import (
@@ -15,8 +15,10 @@ from offline_train.algorithms.augwm_actuators import (
     ActuatorAugWmConfig,
     delivered,
     draw_gains,
+    draw_pushes,
     take_for_dead,
 )
+from offline_train.algorithms.rma import RmaConfig
 from offline_train.algorithms.sac import SacConfig
 from offline_train.replay import Batch
 from sim.terminations import never
@@ -98,5 +100,61 @@ def test_an_untold_policy_reads_no_gains(toy: Toy) -> None:
 def test_settings_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ValidationError, match="must not be more than 1"):
         ActuatorAugWmConfig(nominal_share=0.5, single_share=0.4, shared_share=0.2)
+    with pytest.raises(ValidationError, match="pushes are above 0"):
+        ActuatorAugWmConfig(pushes={0: 0.0})
+    with pytest.raises(ValidationError, match="pushes are above 0"):
+        ActuatorAugWmConfig(pushes={-1: 0.1})
+    with pytest.raises(ValidationError, match="the estimator 'history' tells no pushes"):
+        RmaConfig(pushes={0: 0.1})
     with pytest.raises(UserError, match="gives no context of the kind actuator_gain; choose one of actuator_gain"):
         ActuatorAugWmConfig(estimator="scale")
+
+
+def test_pushes_are_drawn_for_a_share_of_the_rollouts() -> None:
+    config = ActuatorAugWmConfig(pushes={0: 0.2, 3: 1.0}, push_share=0.3)
+    pushes = draw_pushes(40_000, config, seeded())
+    some = (pushes != 0).all(1)
+    assert ((pushes != 0).any(1) == some).all() and some.float().mean() == pytest.approx(0.3, abs=0.01)
+    # Uniform on [-a, a]: no mean, a root mean square of a / sqrt(3).
+    drawn = pushes[some] / torch.tensor([0.2, 1.0])
+    assert drawn.abs().max() <= 1
+    torch.testing.assert_close(drawn.mean(0), torch.zeros(2), atol=0.02, rtol=0)
+    torch.testing.assert_close(drawn.square().mean(0), torch.full((2,), 1 / 3), atol=0.01, rtol=0)
+
+
+def test_rollouts_are_pushed_and_the_policy_is_told_how_much(toy: Toy) -> None:
+    still = {"nominal_share": 0.0, "single_share": 0.0, "shared_share": 1.0, "gain_low": 0.0, "relabel": 0.0}
+    algorithm = make(toy, pushes={1: 0.5}, push_share=1.0, **still)
+    algorithm.train_epoch()
+    kept = Batch.unpack(algorithm.replay.rows[: algorithm.replay.size], 5, 2)
+    push, gains = kept.obs[:, 2], kept.obs[:, 3:]
+    assert push.abs().max() <= 0.5 < 2 * push.abs().max()
+    assert torch.equal(kept.obs[:, 2:], kept.next_obs[:, 2:])
+    # The toy moves by 0.3 times the command as delivered; its second term, and it alone, by the push besides.
+    moved = (kept.next_obs - kept.obs)[:, :2] - 0.3 * delivered(kept.action, gains)
+    assert moved[:, 0].abs().mean() < 0.06
+    assert (moved[:, 1] - push).abs().mean() < 0.06
+    # Rollouts go on from where the push has led: the last 200 rows begin where the 200 before them ended.
+    torch.testing.assert_close(kept.obs[200:, :2], kept.next_obs[:200, :2])
+
+
+def test_a_bundle_says_what_is_pushed() -> None:
+    spec = ActuatorAugWmConfig(pushes={1: 0.5}, gain_high=1.2).context_spec(ROBOT)
+    assert spec is not None
+    assert (spec.dim, spec.pushed, spec.nominal) == (3, (1,), (0.0, 1.0, 1.0))
+    assert (spec.low, spec.high) == ((-0.5, 0.0, 0.0), (0.5, 1.2, 1.2))
+
+
+def test_an_untold_policy_is_pushed_all_the_same(toy: Toy) -> None:
+    algorithm = make(toy, pushes={0: 0.5}, push_share=1.0, told=False)
+    algorithm.train_epoch()
+    kept = Batch.unpack(algorithm.replay.rows[: algorithm.replay.size], 2, 2)
+    assert algorithm.context_dim == 0
+    moved = (kept.next_obs - kept.obs).abs().amax(0)
+    # A command moves it by 0.3 at most; pushes of up to 0.5 come on top for the first term.
+    assert moved[0] > 0.6 > 0.45 > moved[1]
+
+
+def test_a_push_on_what_is_not_observed_is_refused(toy: Toy) -> None:
+    with pytest.raises(UserError, match="pushes names term 2 of 2, counted from 0"):
+        make(toy, pushes={2: 0.1})

@@ -41,7 +41,8 @@ STD = np.full(OBS, 0.02, np.float32)
 def make_bundle(tmp_path: Path) -> Callable[..., Path]:
     """Return a function that writes a tiny bundle: `make_bundle(context=True, spare_terms=0, env="halfcheetah")`.
 
-    With `gains=True` its context is one gain for each actuator; with `delay=True` it looks for delays.
+    With `gains=True` its context is one gain for each actuator, after a push on each term that is `pushed`; with
+    `delay=True` it looks for delays.
     """
 
     def make(
@@ -51,9 +52,10 @@ def make_bundle(tmp_path: Path) -> Callable[..., Path]:
         gains: bool = False,
         name: str = "tiny",
         delay: bool = False,
+        pushed: tuple[int, ...] = (),
     ) -> Path:
         generator = np.random.default_rng(0)
-        size, dim = OBS + spare_terms, (ACT if gains else OBS) * context
+        size, dim = OBS + spare_terms, (len(pushed) + ACT if gains else OBS) * context
         obs = generator.standard_normal((64, size)).astype(np.float32)
         golden = {"obs": obs}
         lean = np.zeros((64, ACT), np.float32)
@@ -69,7 +71,7 @@ def make_bundle(tmp_path: Path) -> Callable[..., Path]:
             path,
             policy=_policy(size, dim),
             dynamics=_dynamics() if context or delay else None,
-            spec=_spec(size, dim, env).model_copy(update={"delay": DelaySpec() if delay else None}),
+            spec=_spec(size, dim, env, pushed).model_copy(update={"delay": DelaySpec() if delay else None}),
             golden=golden,
         )
         return path
@@ -122,7 +124,7 @@ def _graph(inputs: dict[str, int], outputs: dict[str, int], nodes: list[Any], co
     return model.SerializeToString()
 
 
-def _spec(size: int, dim: int, env: str) -> BundleSpec:
+def _spec(size: int, dim: int, env: str, pushed: tuple[int, ...]) -> BundleSpec:
     names = [*ENVIRONMENT.observation_names, *(f"spare{index}" for index in range(size - OBS))]
     return BundleSpec(
         env=env,
@@ -137,12 +139,13 @@ def _spec(size: int, dim: int, env: str) -> BundleSpec:
         context=ContextSpec(
             kind="delta_scale" if dim == OBS else "actuator_gain",
             dim=dim,
-            nominal=(1.0,) * dim,
+            nominal=(0.0,) * len(pushed) + (1.0,) * (dim - len(pushed)),
             low=(-100.0,) * dim,
             high=(100.0,) * dim,
             estimator="scale" if dim == OBS else "actuator_gain",
             # The toy dynamics explain nothing; the context is to be used all the same.
             settings={"min_explained": -1e9},
+            pushed=pushed,
         )
         if dim
         else None,

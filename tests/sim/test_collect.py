@@ -200,8 +200,11 @@ def test_noise_of_a_bundle_is_in_half_of_the_stretches_and_stays_within_the_comm
     assert np.abs(data.actions).max() <= 1
 
 
-def test_a_policy_that_reads_gains_is_told_what_each_motor_will_get(make_bundle: Callable[..., Path]) -> None:
-    path = make_bundle(gains=True)
+@pytest.mark.parametrize("pushed", [(), (8, 9)])
+def test_a_policy_that_reads_gains_is_told_what_each_motor_will_get(
+    make_bundle: Callable[..., Path], pushed: tuple[int, ...]
+) -> None:
+    path = make_bundle(gains=True, pushed=pushed)
     data = collect("mixed", 1000, seed=2, bundles=[str(path)], weakened=1.0)
     # The seed of the stretch gives its start, its noise and whether there is noise, and then the gains.
     generator = np.random.default_rng(2).spawn(1)[0]
@@ -210,7 +213,8 @@ def test_a_policy_that_reads_gains_is_told_what_each_motor_will_get(make_bundle:
     generator.random()
     gains = draw_weakening(generator, 1000, 6, 1.0)
     assert (gains == 0).any()
-    expected = gains * Bundle.load(path).act(data.observations, gains)
+    told = np.concatenate([np.zeros((1000, len(pushed))), gains], 1)
+    expected = gains * Bundle.load(path).act(data.observations, told)
     np.testing.assert_allclose(data.actions, expected, atol=1e-5)
 
 

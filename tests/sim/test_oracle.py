@@ -112,14 +112,19 @@ def test_it_sees_through_noise_and_delays() -> None:
     np.testing.assert_array_equal(*contexts)
 
 
-def test_gains_of_actuators_are_read_off_the_models(plant: BatchedPlant) -> None:
+@pytest.mark.parametrize("pushed", [(), (8, 9)])
+def test_gains_of_actuators_are_read_off_the_models(plant: BatchedPlant, pushed: tuple[int, ...]) -> None:
     changed = make_world(ENVIRONMENT, Change(actuator_gain={"bfoot": 0.0, "fthigh": 1.2, "*shin": 0.5})).model
     plant.replace_models({1: changed})
-    context = SimpleNamespace(low=[0.0] * 6, high=[1.1] * 6, nominal=[1.0] * 6, kind="actuator_gain")
+    none, pushes = [0.0] * len(pushed), len(pushed)
+    context = SimpleNamespace(
+        low=none + [0.0] * 6, high=none + [1.1] * 6, nominal=none + [1.0] * 6, kind="actuator_gain", pushed=pushed
+    )
     bundle: Any = SimpleNamespace(manifest=SimpleNamespace(context=context))
     found = ActuatorOracle(plant, bundle).context(plant.observe(), None)
     # bthigh, bshin, bfoot, fthigh, fshin, ffoot; mass is no gain, and 1.2 is beyond the range.
-    np.testing.assert_allclose(found, [[1] * 6, [1, 0.5, 0, 1.1, 0.5, 1], [1] * 6])
+    np.testing.assert_allclose(found[:, pushes:], [[1] * 6, [1, 0.5, 0, 1.1, 0.5, 1], [1] * 6])
+    np.testing.assert_array_equal(found[:, :pushes], 0)
 
 
 def walked(environment: Environment, steps: int, robots: int = 6) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
