@@ -18,7 +18,7 @@ from toy import NOISE, ROBOT, toy_batch, toy_step
 
 from adapters.datasets import Metadata, TransitionDataset, save_npz
 from deploy.bundle import Bundle
-from offline_train import adapt, export, train
+from offline_train import adapt, export, finished_run, train
 from offline_train.adapt import in_segments, inferred_context, judge, make_nominal
 from offline_train.algorithms.augwm_actuators import ActuatorAugWmConfig
 from offline_train.algorithms.mopo import Mopo, MopoConfig
@@ -109,7 +109,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         }
     )
     with pytest.MonkeyPatch.context() as patch:
-        for module in (adapt, export, train):
+        for module in (adapt, export, finished_run, train):
             patch.setattr(module, "make_environment", lambda name: ENVIRONMENT)
         train.run(config)
         policy = Run(folder / "run").sac
