@@ -17,7 +17,7 @@ from toy import Toy
 
 from adapters.datasets import save_npz
 from deploy.bundle import Bundle, PlanSpec
-from offline_train.algorithms.augwm_actuators import ActuatorAugWm
+from offline_train.algorithms.augwm_actuators import delivered
 from offline_train.algorithms.sac import Sac, SacConfig
 from offline_train.bench_cases import random_dataset
 from offline_train.models.rollout import Change
@@ -118,8 +118,8 @@ def test_the_plan_moves_towards_what_pays(toy: Toy) -> None:
 def test_where_nothing_can_be_moved_the_policy_has_its_way() -> None:
     # With every motor dead all candidates are worth the same, and opposite ones cancel out.
     inputs = torch.cat([torch.rand(5, 2), torch.zeros(5, 2)], -1)
-    torch.testing.assert_close(plan(change=ActuatorAugWm.change)(inputs), torch.zeros(5, 2))
-    assert (plan(change=ActuatorAugWm.change)(torch.ones(1, 4)) > 0.05).all()
+    torch.testing.assert_close(plan(change=Change(command=delivered))(inputs), torch.zeros(5, 2))
+    assert (plan(change=Change(command=delivered))(torch.ones(1, 4)) > 0.05).all()
 
 
 SMALL = (
