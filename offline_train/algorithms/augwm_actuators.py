@@ -13,6 +13,8 @@ The world model has to know what happens when a motor does nothing, so the log s
 `surefoot collect weakened=0.6` is such a log, recorded on the original robot. Better still is a second log in which a
 policy of this kind practises, told what each motor will get (`surefoot collect bundle=BUNDLE weakened=0.85`): it holds
 the gaits of the policy that is to be trained, not those of others.
+Gains that the policy has yet to learn of may be drawn more often than others (`regret_share`): those of transitions
+that turned out better than its critics said (Jiang et al. 2021, "Replay-guided adversarial environment design").
 With `told: false` the policy does not read g, which is domain randomisation: one policy for all gains.
 
 No gain says that wind blows, that the ground slopes, or that the body is heavier than it was. To the first order each
@@ -38,6 +40,7 @@ from adapters.errors import UserError
 from deploy.context import complete_settings, require_estimator
 from deploy.spec import ContextSpec, RobotDescription
 from offline_train.algorithms.mopo import Mopo, MopoConfig
+from offline_train.algorithms.sac import Sac
 from offline_train.models.ensemble import DynamicsEnsemble, TerminationRule
 from offline_train.models.rollout import Change
 from offline_train.replay import Batch
@@ -58,6 +61,9 @@ class ActuatorAugWmConfig(MopoConfig):
         default={}, description="by term of the observation, from 0: most that is added to its change in a step"
     )
     push_share: float = Field(default=0.5, ge=0, le=1, description="share of the rollouts with pushes")
+    regret_share: float = Field(
+        default=0.0, ge=0, le=1, description="share of the changed rollouts whose change is drawn by regret"
+    )
     told: bool = Field(default=True, description="whether the policy reads the gains, and the pushes")
     estimator: str = Field(default="actuator_gain", description="context estimator that the bundle carries")
     estimator_settings: dict[str, Any] = Field(default_factory=dict, description="its settings")
@@ -120,6 +126,25 @@ def draw_pushes(rows: int, config: ActuatorAugWmConfig, generator: torch.Generat
     return torch.where(some, drawn, 0.0)
 
 
+def positive_value_loss(sac: Sac, batch: Batch) -> Tensor:
+    """max(0, r + gamma (1 - d) min_i Q_i(s', pi(s')) - min_i Q_i(s, a)), `(batch,)`.
+
+    It stands for regret, which nobody knows (Jiang et al. 2021, section 3): where a policy does better than its critics
+    thought there is something to learn.
+    """
+    value, following = (
+        sac.critics(sac.normalise(obs), action).amin(0)
+        for obs, action in ((batch.obs, batch.action), (batch.next_obs, sac(batch.next_obs)))
+    )
+    return (batch.reward + sac.config.discount * (1.0 - batch.terminal) * following - value).clamp(min=0.0)
+
+
+def draw_by_rank(contexts: Tensor, score: Tensor, rows: int, generator: torch.Generator) -> Tensor:
+    """Draw `rows` of the contexts `(n, context_dim)`, each with a chance of 1 over the root of its rank by score."""
+    rank = 1.0 + score.argsort(descending=True).argsort()
+    return contexts[torch.multinomial(rank.rsqrt(), rows, replacement=True, generator=generator)]
+
+
 def delivered(action: Tensor, gains: Tensor) -> Tensor:
     """What the actuators do, `(batch, act_dim)` in [-1, 1]: a motor cannot give more than the original one could."""
     return (gains * action).clamp(-1.0, 1.0)
@@ -156,6 +181,8 @@ class ActuatorAugWm(Mopo):
         if max(config.pushes, default=0) >= model.obs_dim:
             raise UserError(f"pushes names term {max(config.pushes)} of {model.obs_dim}, counted from 0.")
         self.change = Change(self._sent, self._moved if config.pushes else None)
+        # Changes that the rollouts of the last epoch were made under, one a transition, and their scores.
+        self.seen: list[tuple[Tensor, Tensor]] = []
         super().__init__(config, real, model, terminated, seed)
 
     @property
@@ -181,7 +208,21 @@ class ActuatorAugWm(Mopo):
 
     def _rollout_context(self, rows: int) -> Tensor:
         pushes = [draw_pushes(rows, self.config, self.generator)] if self.config.pushes else []
-        return torch.cat([*pushes, draw_gains(rows, self.act_dim, self.config, self.generator)], -1)
+        drawn = torch.cat([*pushes, draw_gains(rows, self.act_dim, self.config, self.generator)], -1)
+        if self.config.regret_share == 0 or not self.seen:
+            return drawn
+        contexts, score = (torch.cat(part) for part in zip(*self.seen, strict=True))
+        self.seen = []
+        if not len(score):
+            return drawn
+        again = draw_by_rank(contexts, score, rows, self.generator)
+        chance = torch.rand(rows, 1, generator=self.generator, device=drawn.device)
+        return torch.where((chance < self.config.regret_share) & self._changed(drawn)[:, None], again, drawn)
+
+    def _changed(self, context: Tensor) -> Tensor:
+        """Where a world is another than the original one, `(batch,)` bool."""
+        pushes, gains = context.split([len(self.config.pushes), self.act_dim], -1)
+        return (gains != 1).any(-1) | (pushes != 0).any(-1)
 
     def _policy_input(self, obs: Tensor, context: Tensor | None) -> Tensor:
         if not self.config.told:
@@ -196,8 +237,26 @@ class ActuatorAugWm(Mopo):
         if context is not None and self.config.pushes:
             next_obs = self._moved(batch.obs, next_obs, context)
         obs, next_obs = (self._policy_input(v, context) for v in (batch.obs, next_obs))
-        return batch._replace(obs=obs, next_obs=next_obs)
+        kept = batch._replace(obs=obs, next_obs=next_obs)
+        if context is not None and self.config.regret_share > 0:
+            changed = self._changed(context)
+            with torch.no_grad():
+                self.seen.append((context[changed], positive_value_loss(self.sac, kept)[changed]))
+        return kept
 
     def _learning_batch(self, batch: Batch) -> Batch:
         # An untold policy cannot know that a motor is dead, so to it the transition is the original robot's.
         return take_for_dead(batch, self.config.relabel, self.generator) if self.config.told else batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs to go on bit-equal."""
+        if not self.seen:
+            return super().state_dict()
+        contexts, score = (torch.cat(part) for part in zip(*self.seen, strict=True))
+        return super().state_dict() | {"seen_contexts": contexts, "seen_scores": score}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` gave."""
+        super().load_state_dict(state)
+        if "seen_scores" in state:
+            self.seen = [(state["seen_contexts"], state["seen_scores"])]

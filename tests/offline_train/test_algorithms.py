@@ -57,6 +57,7 @@ MODEL_BASED: dict[str, Callable[..., MopoConfig]] = {
         target_divergence=4.0,
     ),
     "augwm-pushed": partial(ActuatorAugWmConfig, pushes={0: 0.2}),
+    "augwm-by-regret": partial(ActuatorAugWmConfig, pushes={0: 0.2}, regret_share=0.5),
     "domain-randomisation": partial(ActuatorAugWmConfig, told=False),
     "rma": partial(
         RmaConfig,

@@ -14,8 +14,10 @@ from offline_train.algorithms.augwm_actuators import (
     ActuatorAugWm,
     ActuatorAugWmConfig,
     delivered,
+    draw_by_rank,
     draw_gains,
     draw_pushes,
+    positive_value_loss,
     take_for_dead,
 )
 from offline_train.algorithms.rma import RmaConfig
@@ -158,3 +160,42 @@ def test_an_untold_policy_is_pushed_all_the_same(toy: Toy) -> None:
 def test_a_push_on_what_is_not_observed_is_refused(toy: Toy) -> None:
     with pytest.raises(UserError, match="pushes names term 2 of 2, counted from 0"):
         make(toy, pushes={2: 0.1})
+
+
+def test_what_turns_out_better_than_the_critics_said_scores(toy: Toy) -> None:
+    algorithm = make(toy)
+    sac = algorithm.sac
+    obs, next_obs = torch.rand(2, 6, 4, generator=seeded())
+    action, terminal = torch.zeros(6, 2), torch.tensor([0.0, 1.0] * 3)
+    with torch.no_grad():
+        value = sac.critics(sac.normalise(obs), action).amin(0)
+        following = sac.critics(sac.normalise(next_obs), sac(next_obs)).amin(0)
+    # Rewards that make every step better than the critics said by 2, 0 and -2.
+    surprise = torch.tensor([2.0, 2.0, 0.0, 0.0, -2.0, -2.0])
+    reward = surprise + value - 0.99 * (1 - terminal) * following
+    score = positive_value_loss(sac, Batch(obs, action, reward, next_obs, terminal))
+    torch.testing.assert_close(score.detach(), torch.tensor([2.0, 2.0, 0.0, 0.0, 0.0, 0.0]), atol=1e-5, rtol=0)
+
+
+def test_high_scores_are_drawn_more_often() -> None:
+    drawn = draw_by_rank(torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([0.1, 5.0, 0.2]), 60_000, seeded())
+    # Ranks 3, 1 and 2: chances in the ratio 1 / sqrt(3) : 1 : 1 / sqrt(2), which are 0.2527, 0.4377 and 0.3095.
+    shares = [float((drawn == value).float().mean()) for value in (1.0, 2.0, 3.0)]
+    assert shares == pytest.approx([0.2527, 0.4377, 0.3095], abs=0.01)
+
+
+def test_changes_are_drawn_by_regret_and_the_original_world_as_often_as_before(toy: Toy) -> None:
+    algorithm = make(toy, nominal_share=0.3, single_share=0.6, shared_share=0.1, dead_share=0.0, regret_share=0.5)
+    algorithm.train_epoch()
+    assert sum(len(score) for _, score in algorithm.seen) > 200
+    algorithm.seen = [(torch.full((10, 2), 0.123), torch.ones(10))]
+    contexts = algorithm._rollout_context(20_000)
+    assert not algorithm.seen
+    assert (contexts == 1).all(1).float().mean() == pytest.approx(0.3, abs=0.02)
+    assert (contexts == 0.123).all(1).float().mean() == pytest.approx(0.35, abs=0.02)
+
+
+def test_nothing_is_scored_where_nothing_is_drawn_by_regret(toy: Toy) -> None:
+    algorithm = make(toy)
+    algorithm.train_epoch()
+    assert not algorithm.seen and "seen_scores" not in algorithm.state_dict()
