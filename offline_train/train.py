@@ -327,6 +327,7 @@ def run_offline(config: TrainConfig, settings: MopoConfig | ModelFreeConfig | No
     if isinstance(settings, MopoConfig):
         kin = ("mopo", "mabe") if isinstance(settings, MabeConfig) else ("mopo",)
         start = earlier_policy(config, kin, settings.sac, environment.name)
+        settings.context_spec(robot)  # refuses what the robot does not observe, before anything is trained
     prepare_folder(config)
     described = {"sha256": dataset.metadata.sha256, "env": environment.name, "rows": len(dataset)}
     if synthetic is not None:

@@ -57,8 +57,8 @@ class ActuatorAugWmConfig(MopoConfig):
     shared_share: float = Field(default=0.15, ge=0, le=1, description="share with one gain for all; the rest: one each")
     dead_share: float = Field(default=0.6, ge=0, le=1, description="share of the single weak motors that are dead")
     relabel: float = Field(default=0.8, ge=0, le=1, description="share of the unused motors that are taken for dead")
-    pushes: dict[int, float] = Field(
-        default={}, description="by term of the observation, from 0: most that is added to its change in a step"
+    pushes: tuple[tuple[int, float], ...] = Field(
+        default=(), description="terms of the observation, from 0, each with the most that is added to its change"
     )
     push_share: float = Field(default=0.5, ge=0, le=1, description="share of the rollouts with pushes")
     regret_share: float = Field(
@@ -73,17 +73,38 @@ class ActuatorAugWmConfig(MopoConfig):
         if self.nominal_share + self.single_share + self.shared_share > 1 + 1e-9:
             raise ValueError("nominal_share, single_share and shared_share must not be more than 1 together")
         require_estimator(self.estimator, "actuator_gain", self.estimator_settings)
-        if any(term < 0 or not span > 0 for term, span in self.pushes.items()):
+        if any(term < 0 or not span > 0 for term, span in self.pushes):
             raise ValueError("pushes are above 0, for terms of the observation counted from 0")
+        if len(set(self.pushed)) < len(self.pushed):
+            raise ValueError("pushes names a term of the observation twice")
         if self.pushes and self.told and self.estimator != "actuator_gain":
             raise ValueError(f"the estimator '{self.estimator}' tells no pushes; actuator_gain does")
         return self
 
+    @property
+    def pushed(self) -> tuple[int, ...]:
+        """Terms of the observation that are pushed."""
+        return tuple(term for term, _ in self.pushes)
+
+    @property
+    def push_spans(self) -> tuple[float, ...]:
+        """The largest push on each of them."""
+        return tuple(span for _, span in self.pushes)
+
     def context_spec(self, robot: RobotDescription) -> ContextSpec | None:
-        """The pushes, and one gain for each actuator."""
+        """The pushes, and one gain for each actuator.
+
+        Raises:
+            UserError: a term that is pushed is none of the robot's observation.
+        """
+        if max(self.pushed, default=0) >= robot.obs_dim:
+            raise UserError(
+                f"algorithm.pushes names term {max(self.pushed)} of the observation, which has {robot.obs_dim}, "
+                "counted from 0."
+            )
         if not self.told:
             return None
-        spans = tuple(self.pushes.values())
+        spans = self.push_spans
         return ContextSpec(
             kind="actuator_gain",
             dim=len(spans) + robot.act_dim,
@@ -92,7 +113,7 @@ class ActuatorAugWmConfig(MopoConfig):
             high=spans + (self.gain_high,) * robot.act_dim,
             estimator=self.estimator,
             settings=complete_settings(self.estimator, self.estimator_settings),
-            pushed=tuple(self.pushes),
+            pushed=self.pushed,
         )
 
 
@@ -120,7 +141,7 @@ def draw_gains(rows: int, dims: int, config: ActuatorAugWmConfig, generator: tor
 def draw_pushes(rows: int, config: ActuatorAugWmConfig, generator: torch.Generator) -> Tensor:
     """Draw pushes `(rows, pushed)`, ~ Unif([-span, span]) each in a share of the rows, none in the others."""
     device = generator.device
-    spans = torch.tensor([*config.pushes.values()], device=device)
+    spans = torch.tensor(config.push_spans, device=device)
     drawn = (2.0 * torch.rand(rows, len(spans), generator=generator, device=device) - 1.0) * spans
     some = torch.rand(rows, 1, generator=generator, device=device) < config.push_share
     return torch.where(some, drawn, 0.0)
@@ -167,19 +188,13 @@ def take_for_dead(batch: Batch, share: float, generator: torch.Generator) -> Bat
 
 
 class ActuatorAugWm(Mopo):
-    """MOPO in world models whose actuators deliver more or less; takes what `Mopo` takes.
-
-    Raises:
-        UserError: a term that is pushed is none of the observation's.
-    """
+    """MOPO in world models whose actuators deliver more or less; takes what `Mopo` takes."""
 
     config: ActuatorAugWmConfig
 
     def __init__(
         self, config: ActuatorAugWmConfig, real: Tensor, model: DynamicsEnsemble, terminated: TerminationRule, seed: int
     ) -> None:
-        if max(config.pushes, default=0) >= model.obs_dim:
-            raise UserError(f"pushes names term {max(config.pushes)} of {model.obs_dim}, counted from 0.")
         self.change = Change(self._sent, self._moved if config.pushes else None)
         # Changes that the rollouts of the last epoch were made under, one a transition, and their scores.
         self.seen: list[tuple[Tensor, Tensor]] = []
@@ -194,14 +209,14 @@ class ActuatorAugWm(Mopo):
         return delivered(action, context[:, len(self.config.pushes) :])
 
     def _moved(self, obs: Tensor, next_obs: Tensor, context: Tensor) -> Tensor:
-        terms = torch.tensor([*self.config.pushes], device=obs.device)
+        terms = torch.tensor(self.config.pushed, device=obs.device)
         return next_obs.index_add(1, terms, context[:, : len(terms)])
 
     def _input_scale(self) -> tuple[Tensor, Tensor]:
         mean, std = super()._input_scale()
         if not self.config.told:
             return mean, std
-        spans = mean.new_tensor([*self.config.pushes.values()])
+        spans = mean.new_tensor(self.config.push_spans)
         gains = draw_gains(10_000, self.act_dim, self.config, torch.Generator(mean.device).manual_seed(0))
         centre, spread = torch.zeros_like(spans), spans / 3**0.5
         return torch.cat([mean, centre, gains.mean(0)]), torch.cat([std, spread, gains.std(0)])

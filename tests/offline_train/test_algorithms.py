@@ -56,8 +56,8 @@ MODEL_BASED: dict[str, Callable[..., MopoConfig]] = {
         prior=AwbcConfig(updates=15, steps_per_epoch=10, batch_size=64, **SMALL_CRITICS),
         target_divergence=4.0,
     ),
-    "augwm-pushed": partial(ActuatorAugWmConfig, pushes={0: 0.2}),
-    "augwm-by-regret": partial(ActuatorAugWmConfig, pushes={0: 0.2}, regret_share=0.5),
+    "augwm-pushed": partial(ActuatorAugWmConfig, pushes=((0, 0.2),)),
+    "augwm-by-regret": partial(ActuatorAugWmConfig, pushes=((0, 0.2),), regret_share=0.5),
     "domain-randomisation": partial(ActuatorAugWmConfig, told=False),
     "rma": partial(
         RmaConfig,

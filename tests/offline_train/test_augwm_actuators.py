@@ -103,17 +103,19 @@ def test_settings_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ValidationError, match="must not be more than 1"):
         ActuatorAugWmConfig(nominal_share=0.5, single_share=0.4, shared_share=0.2)
     with pytest.raises(ValidationError, match="pushes are above 0"):
-        ActuatorAugWmConfig(pushes={0: 0.0})
+        ActuatorAugWmConfig(pushes=((0, 0.0),))
     with pytest.raises(ValidationError, match="pushes are above 0"):
-        ActuatorAugWmConfig(pushes={-1: 0.1})
+        ActuatorAugWmConfig(pushes=((-1, 0.1),))
+    with pytest.raises(ValidationError, match="pushes names a term of the observation twice"):
+        ActuatorAugWmConfig(pushes=((1, 0.1), (1, 0.2)))
     with pytest.raises(ValidationError, match="the estimator 'history' tells no pushes"):
-        RmaConfig(pushes={0: 0.1})
+        RmaConfig(pushes=((0, 0.1),))
     with pytest.raises(UserError, match="gives no context of the kind actuator_gain; choose one of actuator_gain"):
         ActuatorAugWmConfig(estimator="scale")
 
 
 def test_pushes_are_drawn_for_a_share_of_the_rollouts() -> None:
-    config = ActuatorAugWmConfig(pushes={0: 0.2, 3: 1.0}, push_share=0.3)
+    config = ActuatorAugWmConfig(pushes=((0, 0.2), (3, 1.0)), push_share=0.3)
     pushes = draw_pushes(40_000, config, seeded())
     some = (pushes != 0).all(1)
     assert ((pushes != 0).any(1) == some).all() and some.float().mean() == pytest.approx(0.3, abs=0.01)
@@ -126,7 +128,7 @@ def test_pushes_are_drawn_for_a_share_of_the_rollouts() -> None:
 
 def test_rollouts_are_pushed_and_the_policy_is_told_how_much(toy: Toy) -> None:
     still = {"nominal_share": 0.0, "single_share": 0.0, "shared_share": 1.0, "gain_low": 0.0, "relabel": 0.0}
-    algorithm = make(toy, pushes={1: 0.5}, push_share=1.0, **still)
+    algorithm = make(toy, pushes=((1, 0.5),), push_share=1.0, **still)
     algorithm.train_epoch()
     kept = Batch.unpack(algorithm.replay.rows[: algorithm.replay.size], 5, 2)
     push, gains = kept.obs[:, 2], kept.obs[:, 3:]
@@ -141,14 +143,14 @@ def test_rollouts_are_pushed_and_the_policy_is_told_how_much(toy: Toy) -> None:
 
 
 def test_a_bundle_says_what_is_pushed() -> None:
-    spec = ActuatorAugWmConfig(pushes={1: 0.5}, gain_high=1.2).context_spec(ROBOT)
+    spec = ActuatorAugWmConfig(pushes=((1, 0.5),), gain_high=1.2).context_spec(ROBOT)
     assert spec is not None
     assert (spec.dim, spec.pushed, spec.nominal) == (3, (1,), (0.0, 1.0, 1.0))
     assert (spec.low, spec.high) == ((-0.5, 0.0, 0.0), (0.5, 1.2, 1.2))
 
 
 def test_an_untold_policy_is_pushed_all_the_same(toy: Toy) -> None:
-    algorithm = make(toy, pushes={0: 0.5}, push_share=1.0, told=False)
+    algorithm = make(toy, pushes=((0, 0.5),), push_share=1.0, told=False)
     algorithm.train_epoch()
     kept = Batch.unpack(algorithm.replay.rows[: algorithm.replay.size], 2, 2)
     assert algorithm.context_dim == 0
@@ -157,9 +159,10 @@ def test_an_untold_policy_is_pushed_all_the_same(toy: Toy) -> None:
     assert moved[0] > 0.6 > 0.45 > moved[1]
 
 
-def test_a_push_on_what_is_not_observed_is_refused(toy: Toy) -> None:
-    with pytest.raises(UserError, match="pushes names term 2 of 2, counted from 0"):
-        make(toy, pushes={2: 0.1})
+@pytest.mark.parametrize("told", [True, False])
+def test_a_push_on_what_is_not_observed_is_refused(told: bool) -> None:
+    with pytest.raises(UserError, match="names term 2 of the observation, which has 2, counted from 0"):
+        ActuatorAugWmConfig(pushes=((2, 0.1),), told=told).context_spec(ROBOT)
 
 
 def test_what_turns_out_better_than_the_critics_said_scores(toy: Toy) -> None:
