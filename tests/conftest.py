@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import absl.logging
+import hypothesis
 import pytest
 
 import surefoot
@@ -14,6 +15,11 @@ import surefoot
 # dm_control logs through absl, whose handler would keep pytest's stand-in for the terminal, and close it when Hydra
 # clears all handlers.
 absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
+
+
+# A busy machine may take a second for an example that takes a millisecond; time is nothing that a test looks at.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 class Done(NamedTuple):

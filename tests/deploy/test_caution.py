@@ -122,7 +122,7 @@ def test_a_model_without_a_deviation_teaches_nothing() -> None:
     numbers=arrays(float, (20, OBS), elements=st.floats(allow_nan=True, allow_infinity=True)),
     actions=arrays(float, (20, ACT), elements=st.floats(-2, 2)),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_share_is_always_a_share(numbers: np.ndarray, actions: np.ndarray) -> None:
     caution = Caution(predict, SPEC)
     with np.errstate(all="ignore"):

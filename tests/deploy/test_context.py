@@ -268,7 +268,7 @@ def test_sudden_change_is_noticed_and_followed(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rows=arrays.arrays(np.float64, (40, 2 * OBS_DIM + ACT_DIM), elements=st.floats(width=64)), seed=st.integers(0, 99)
 )

@@ -618,7 +618,7 @@ def test_caller_may_use_its_buffer_again() -> None:
 anything = st.floats(allow_nan=True, allow_infinity=True, width=64)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     obs=arrays(np.float64, (12, 3, OBS), elements=anything),
     times=st.lists(anything, min_size=12, max_size=12),
@@ -651,7 +651,7 @@ calls = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     calls=st.lists(calls, max_size=40),
     wanted=st.tuples(st.floats(-3, 4), st.floats(-3, 4)),

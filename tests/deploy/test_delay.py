@@ -63,7 +63,7 @@ def test_every_delay_is_found_and_stays(late: int) -> None:
 
 
 @given(late=st.integers(0, MOST), seed=st.integers(0, 1000), gain=st.floats(0.3, 1.2))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_weak_motors_are_not_taken_for_a_delay(late: int, seed: int, gain: float) -> None:
     # Commands that are independent from step to step: a weaker effect is still explained best by the right delay.
     found = drive(compensator(), random_commands(60, seed), lambda _: late, gain=gain, noise=STD)

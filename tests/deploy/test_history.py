@@ -138,7 +138,7 @@ def test_lanes_are_robots_alone() -> None:
             np.testing.assert_allclose(whole, parts)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=arrays.arrays(np.float64, (10, 2 * OBS + ACT), elements=st.floats(width=64)))
 def test_context_stays_in_range_whatever_comes(rows: np.ndarray) -> None:
     estimator = make()

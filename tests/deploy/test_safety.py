@@ -312,7 +312,7 @@ calls = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     calls=st.lists(calls, max_size=40),
     law=st.sampled_from(["effort", "velocity", "position"]),
@@ -342,7 +342,7 @@ def test_garbage_gives_safe_outputs(
             previous = found.command
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     targets=st.lists(st.tuples(st.floats(-2, 2), st.floats(-1, 3)), min_size=1, max_size=40),
     gaps=st.lists(st.floats(0, 0.05), min_size=40, max_size=40),

@@ -83,7 +83,7 @@ def signed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 FILES = ("bundle.json", "signature", "policy.onnx", "dynamics.onnx", "golden.npz", "validation.json", "prior.npz")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(name=st.sampled_from(FILES), place=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
 def test_altered_byte_anywhere_is_refused(signed: tuple[Path, Path], name: str, place: float, flip: int) -> None:
     path, public = signed

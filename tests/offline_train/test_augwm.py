@@ -42,7 +42,7 @@ def test_amplitude_scaling_by_hand() -> None:
     high=st.floats(1.0, 3.0),
     draw=st.sampled_from(["uniform", "nested"]),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_scaling_touches_nothing_else(rows: int, seed: int, low: float, high: float, draw: Draw) -> None:
     batch = toy_batch(rows, seed)._replace(terminal=(torch.arange(rows) % 2).float())
     z = draw_scaling(rows, 2, low, high, draw, seeded(seed), shared=seed % 2 == 0)

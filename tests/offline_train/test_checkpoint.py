@@ -50,7 +50,7 @@ def test_round_trip(tmp_path: Path) -> None:
 
 
 @given(tree=st.dictionaries(st.text("abc", max_size=2), TREES, max_size=4))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_tree_round_trips(tmp_path: Path, tree: dict[str, Any]) -> None:
     save_checkpoint(tmp_path / "state", tree)
     assert state_equal(tree, load_checkpoint(tmp_path / "state"))

@@ -97,7 +97,7 @@ sizes = given(st.integers(2, 12), st.integers(1, 5), st.integers(0, 1_000))
 
 
 @every
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(1, 12), st.integers(1, 5), st.integers(0, 1_000))
 def test_one_finite_number_a_row_whatever_the_ensemble(name: str, members: int, rows: int, seed: int) -> None:
     found = value(name, prediction(members, rows, seed))
@@ -105,7 +105,7 @@ def test_one_finite_number_a_row_whatever_the_ensemble(name: str, members: int, 
 
 
 @every
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @sizes
 def test_members_that_agree_leave_the_noise_alone(name: str, members: int, rows: int, seed: int) -> None:
     agreed = prediction(members, rows, seed, apart=0.0)
@@ -125,7 +125,7 @@ def test_members_that_agree_leave_the_noise_alone(name: str, members: int, rows:
 
 
 @pytest.mark.parametrize("name", [name for name in PENALTIES if not name.endswith("_sampled")])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @sizes
 def test_the_order_of_the_members_says_nothing(name: str, members: int, rows: int, seed: int) -> None:
     ordered = prediction(members, rows, seed)
@@ -136,7 +136,7 @@ def test_the_order_of_the_members_says_nothing(name: str, members: int, rows: in
 
 
 @every
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @sizes
 def test_grows_with_disagreement_or_with_noise(name: str, members: int, rows: int, seed: int) -> None:
     if name in ALEATORIC:

@@ -164,7 +164,7 @@ def test_nominal_is_the_original(environment: Environment) -> None:
     assert not _differing(original, nominal)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.floats(0.1, 10.0))
 def test_inertia_goes_with_mass(factor: float) -> None:
     environment = make_environment("halfcheetah")

@@ -76,7 +76,7 @@ def test_one_episode_has_no_interval() -> None:
     assert math.isnan(low) and math.isnan(high)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**31), seeds=st.integers(1, 5), worlds=st.integers(2, 8))
 def test_interval_covers_its_point(seed: int, seeds: int, worlds: int) -> None:
     returns = np.random.default_rng(seed).normal(2000, 300, (seeds, worlds, 30 if seeds == 1 else 3))

@@ -37,7 +37,7 @@ def test_a_delay_that_shrinks_skips_what_is_overdue() -> None:
     assert _through([[2]] * 4 + [[0]] * 2, 6)[:, 0].tolist() == [0, 0, 1, 2, 5, 6]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=30))
 def test_what_comes_out_is_the_newest_row_that_has_ever_been_due(delays: list[int]) -> None:
     # Row s goes in at step s with value s + 1; at step t all rows up to t - delay are due.

@@ -228,7 +228,7 @@ def whole_file(form: LogForm, tmp_path: Path) -> Path:
     return form.main_file(form.write(steps(), tmp_path))
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_damage_is_answered_by_a_sentence_or_by_rows(whole_file: Path, tmp_path: Path, data: Any) -> None:
     content = bytearray(whole_file.read_bytes())
@@ -247,7 +247,7 @@ def test_any_damage_is_answered_by_a_sentence_or_by_rows(whole_file: Path, tmp_p
 # LCM logs.
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(share=st.floats(0.3, 1.0, exclude_max=True))
 def test_lcm_log_that_was_cut_short_is_read_up_to_there(tmp_path: Path, share: float) -> None:
     events = lcm_events(steps())

@@ -43,7 +43,7 @@ def test_comes_back_bit_for_bit(name: str, dataset: TransitionDataset, tmp_path:
     assert_same(load_dataset(tmp_path / name), dataset)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lengths=st.lists(st.integers(1, 5), min_size=1, max_size=4),
     ends=st.lists(st.sampled_from(["terminal", "timeout", "both"]), min_size=4, max_size=4),

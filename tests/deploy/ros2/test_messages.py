@@ -54,7 +54,7 @@ HIP = term("hip_position", "joint_position", joints=["hip"])
 
 
 @pytest.mark.parametrize("name", ["halfcheetah", "hopper", "walker2d"])
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_observations_pass_through_messages_to_the_bit(name: str, data: st.DataObject) -> None:
     robot = described(name)

@@ -178,7 +178,7 @@ def imus(draw: st.DrawFn) -> Imu:
     return message
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(messages=st.lists(st.one_of(joint_states(), imus(), st.floats(0.0, 2.0)), max_size=20))
 def test_whatever_comes_in_the_command_is_finite_and_within_its_range(loop: PolicyLoop, messages: list[Any]) -> None:
     loop.controller.clear()
