@@ -180,6 +180,8 @@ class ContextSpec(_Model):
             _require_length(name, getattr(self, name), self.dim, "dim")
         if not all(low <= z <= high for low, z, high in zip(self.low, self.nominal, self.high, strict=True)):
             raise ValueError("nominal has to lie between low and high")
+        if self.pushed and self.kind != "actuator_gain":
+            raise ValueError(f"pushed goes with actuator_gain, and the kind is {self.kind}")
         return self
 
 

@@ -274,4 +274,5 @@ class ActuatorAugWm(Mopo):
         """Take up what `state_dict` gave."""
         super().load_state_dict(state)
         if "seen_scores" in state:
-            self.seen = [(state["seen_contexts"], state["seen_scores"])]
+            contexts, score = (state[name].to(self.generator.device) for name in ("seen_contexts", "seen_scores"))
+            self.seen = [(contexts, score)]

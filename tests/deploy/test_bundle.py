@@ -174,9 +174,16 @@ def test_unknown_schema_version_is_refused(write: WriteBundle, version: Any) -> 
         (lambda c: c.pop("env"), "env: Field required"),
         (lambda c: c["robot"].update(control_dt=0), r"robot\.control_dt: .*greater than 0"),
         (lambda c: c["context"].update(dim=4), "nominal has 5 numbers and dim asks for 4"),
-        (lambda c: c["context"].update(pushed=[5]), r"context\.pushed names term 5 of 5, from 0 on"),
+        (lambda c: c["context"].update(pushed=[1]), "pushed goes with actuator_gain, and the kind is delta_scale"),
+        (
+            lambda c: c["context"].update(pushed=[5], kind="actuator_gain"),
+            r"context\.pushed names term 5 of 5, from 0 on",
+        ),
         (lambda c: c["context"].update(pushed=[-1]), r"context\.pushed.*greater than or equal to 0"),
-        (lambda c: c["context"].update(pushed=[1]), "a number for each of push on "),
+        (
+            lambda c: c["context"].update(pushed=[1], kind="actuator_gain"),
+            "a number for each of push on ",
+        ),
         (lambda c: c["files"].update({"../x": "0"}), "no name of a file"),
     ],
 )
