@@ -30,6 +30,7 @@ from offline_train.export import export
 from offline_train.models.ensemble import DynamicsEnsemble
 from offline_train.models.fit import EnsembleConfig, EnsembleTrainer, FitData
 from offline_train.models.rollout import rollout
+from offline_train.networks import training_precision
 from offline_train.priors.exact_gp import exact_posterior, new_model
 from offline_train.replay import Batch
 from offline_train.settings import TrainConfig
@@ -44,7 +45,7 @@ OBS_DIM, ACT_DIM = 17, 6
 REAL_ROWS, MODEL_ROWS, ROLLOUT_STARTS = 150_000, 250_000, 50_000
 EPISODES, EPISODE_STEPS = 4, 150
 SCALINGS = [name for name, kind in ESTIMATORS.items() if kind == "delta_scale"]
-SPEED_CASES = 13 + len(SCALINGS)
+SPEED_CASES = 17 + len(SCALINGS)
 LATENCY_CALLS = 2_000
 PRIOR_ROWS = 300
 
@@ -52,7 +53,7 @@ SPEED_CAPTION = (
     "Speeds: best repeat (median). us: microseconds of one call, median (99th percentile). plain: an ordinary "
     "implementation of the same work, in this run. peer: a published figure, measured on another machine. "
     "SAC, AugWM, TD3+BC: gradient steps, 2x256, batch 256. EDAC: the same, 3x256, 10 critics. "
-    "ensemble: gradient steps of 7 members, 4x200, batch 256. "
+    "bf16: products between hidden layers in bfloat16. ensemble: gradient steps of 7 members, 4x200, batch 256. "
     f"model rollout: {ROLLOUT_STARTS:,} starts, 5 steps, with penalty. closed loop: the controller in every world of "
     f"{' and '.join(SUITES)}, {EPISODES} episodes each. prior: an exact "
     f"process of {PRIOR_ROWS} rows, plain is gpytorch. context update, controller: one robot."
@@ -101,16 +102,20 @@ def speed_cases(folder: Path) -> Iterator[Case]:
     real, imagined = transitions(REAL_ROWS, generator), transitions(MODEL_ROWS, generator)
     model = DynamicsEnsemble(OBS_DIM, ACT_DIM, torch.Generator().manual_seed(0)).requires_grad_(False)
     mopo = Mopo(MopoConfig(), packed(real), model, never, seed=0)
-    yield learner_case("SAC", mopo, real, imagined, Peer("OfflineRL-Kit", 91))
+    sac = learner_case("SAC", mopo, real, imagined, Peer("OfflineRL-Kit", 91))
+    yield from (sac, in_bf16(sac))
     augwm = AugWm(AugWmConfig(), packed(real), model, never, seed=0)
     yield learner_case("AugWM", augwm, real, imagined, None)
     td3_bc, edac = Td3BcConfig(), EdacConfig()
     plain_td3_bc = plain.PlainTd3Bc(OBS_DIM, ACT_DIM, td3_bc.hidden)
-    yield model_free_case("TD3+BC", td3_bc, real, plain_td3_bc, Peer("CORL", 148))
+    without_model = model_free_case("TD3+BC", td3_bc, real, plain_td3_bc, Peer("CORL", 148))
+    yield from (without_model, in_bf16(without_model))
     plain_edac = plain.PlainEdac(OBS_DIM, ACT_DIM, edac.sac.hidden, edac.critics)
-    yield model_free_case("EDAC", edac, real, plain_edac, Peer("OfflineRL-Kit", 9), steps=12)
+    diverse = model_free_case("EDAC", edac, real, plain_edac, Peer("OfflineRL-Kit", 9), steps=12)
+    yield from (diverse, in_bf16(diverse))
     yield ensemble_case(real)
-    yield rollout_case(mopo, real["obs"][:ROLLOUT_STARTS])
+    imagining = rollout_case(mopo, real["obs"][:ROLLOUT_STARTS])
+    yield from (imagining, in_bf16(imagining))
     yield prior_case()
     bundles = [untrained_bundle(algorithm, folder) for algorithm in ("mopo", "augwm")]
     for bundle in bundles:
@@ -185,6 +190,16 @@ def model_free_case(
 
     ours = repeated(lambda: algorithm._update(next(count)), steps)
     return Case(name, "steps", ours, repeated(plain_step, steps), peer=peer)
+
+
+def in_bf16(case: Case) -> Case:
+    """The same work with products between hidden layers in bfloat16, and what is plain as it was."""
+
+    def ours(share: float) -> int:
+        with training_precision("cpu", bf16=True):
+            return case.ours(share)
+
+    return case._replace(name=f"{case.name}, bf16", ours=ours)
 
 
 def ensemble_case(real: plain.Fields) -> Case:

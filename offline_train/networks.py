@@ -1,14 +1,16 @@
 """Networks that every algorithm shares: linear layers in parallel, critics, and actors of three kinds.
 
-Weights are drawn from an explicit generator, so that a network is a function of its shape and the seed.
+Weights are drawn from an explicit generator, so that a network is a function of its shape and the seed. Where a
+training asks for `bf16`, products between hidden layers are made in bfloat16 (torch.autocast); the first and the last
+layer, which read observations and give values and actions, stay in float32, and so does what is learned.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,20 @@ from torch.nn import functional
 LOG_STD_RANGE = (-20.0, 2.0)
 # How near to -1 and 1 a given action may come where its density is asked for, which has no bound there.
 ACTION_MARGIN = 1e-3
+
+
+def training_precision(device: str, bf16: bool) -> torch.autocast:
+    """The context in which algorithms update: with `bf16`, products between hidden layers are made in bfloat16."""
+    # Autocast's cache would go on with the weights as they were when the context was entered.
+    return torch.autocast(device, torch.bfloat16, enabled=bf16, cache_enabled=False)
+
+
+def in_float32(layer: Callable[..., Tensor], inputs: Tensor, *others: Any) -> Tensor:
+    """Apply a layer in float32, whatever precision the training around it has."""
+    if not torch.is_autocast_enabled(inputs.device.type):
+        return layer(inputs, *others)
+    with torch.autocast(inputs.device.type, enabled=False):
+        return layer(inputs.float(), *others)
 
 
 class EnsembleLinear(nn.Module):
@@ -38,6 +54,10 @@ class EnsembleLinear(nn.Module):
         if chosen is None:
             return torch.baddbmm(self.bias, inputs, self.weight)
         return torch.baddbmm(self.bias[chosen], inputs, self.weight[chosen])
+
+    def first(self, inputs: Tensor) -> Tensor:
+        """Apply the first member's layer alone, `(batch, in_features)` to `(batch, out_features)`."""
+        return torch.addmm(self.bias[0], inputs, self.weight[0])
 
 
 class Critics(nn.Module):
@@ -63,34 +83,37 @@ class Critics(nn.Module):
     def forward(self, obs: Tensor, action: Tensor, chosen: Tensor | None = None) -> Tensor:
         """Return every member's value, or those of the `chosen` members alone, `(members, batch)`."""
         members = self.members if chosen is None else len(chosen)
-        hidden = torch.cat([obs, action], dim=-1).expand(members, -1, -1)
-        for layer in self.layers[:-1]:
+        inputs = torch.cat([obs, action], dim=-1).expand(members, -1, -1)
+        hidden = functional.relu(in_float32(self.layers[0], inputs, chosen))
+        for layer in self.layers[1:-1]:
             hidden = functional.relu(layer(hidden, chosen))
-        return self.layers[-1](hidden, chosen).squeeze(-1)
+        return in_float32(self.layers[-1], hidden, chosen).squeeze(-1)
 
     def first(self, obs: Tensor, action: Tensor) -> Tensor:
         """Return the first member's value alone, `(batch,)`, at a share of the cost."""
-        hidden = torch.cat([obs, action], dim=-1)
-        for layer in self.layers[:-1]:
-            hidden = functional.relu(torch.addmm(layer.bias[0], hidden, layer.weight[0]))
-        last = self.layers[-1]
-        return torch.addmm(last.bias[0], hidden, last.weight[0]).squeeze(-1)
+        hidden = functional.relu(in_float32(self.layers[0].first, torch.cat([obs, action], dim=-1)))
+        for layer in self.layers[1:-1]:
+            hidden = functional.relu(layer.first(hidden))
+        return in_float32(self.layers[-1].first, hidden).squeeze(-1)
 
     def action_gradient(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """Return every member's value, `(members, batch)`, and its gradient by the action, `(members, batch, act_dim)`.
 
         The gradient is written out layer by layer, so that a loss of it is differentiated once and not twice.
         """
-        hidden = torch.cat([obs, action], dim=-1).expand(self.members, -1, -1)
-        active = []
-        for layer in self.layers[:-1]:
+        inputs = torch.cat([obs, action], dim=-1).expand(self.members, -1, -1)
+        hidden = functional.relu(in_float32(self.layers[0], inputs))
+        active = [(hidden > 0).to(hidden.dtype)]
+        for layer in self.layers[1:-1]:
             hidden = functional.relu(layer(hidden))
             active.append((hidden > 0).to(hidden.dtype))
-        values = self.layers[-1](hidden).squeeze(-1)
-        gradient = self.layers[-1].weight.mT
-        for layer, mask in zip(reversed(self.layers[:-1]), reversed(active), strict=True):
-            gradient = (gradient * mask) @ layer.weight.mT
-        return values, gradient[..., obs.shape[-1] :]
+        values = in_float32(self.layers[-1], hidden).squeeze(-1)
+        gradient = self.layers[-1].weight.mT * active[-1]
+        for layer, mask in zip(reversed(self.layers[1:-1]), reversed(active[:-1]), strict=True):
+            gradient = (gradient @ layer.weight.mT) * mask
+        # Of the first layer only what the action enters by.
+        entrance = self.layers[0].weight[:, obs.shape[-1] :].mT
+        return values, in_float32(torch.matmul, gradient, entrance)
 
 
 def new_linear(in_features: int, out_features: int, generator: torch.Generator) -> nn.Linear:
@@ -119,9 +142,10 @@ class Mlp(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the last layer's output, `(batch, sizes[-1])`."""
-        for layer in self.layers[:-1]:
-            inputs = functional.relu(layer(inputs))
-        return self.layers[-1](inputs)
+        hidden = functional.relu(in_float32(self.layers[0], inputs))
+        for layer in self.layers[1:-1]:
+            hidden = functional.relu(layer(hidden))
+        return in_float32(self.layers[-1], hidden)
 
 
 class ActionSample(NamedTuple):

@@ -99,6 +99,7 @@ class TrainConfig(BaseModel):
     evaluation_episodes: int = Field(ge=0)
     threads: int = Field(ge=1)
     device: Literal["cpu", "cuda"]
+    bf16: bool = False
     resume: bool
 
 

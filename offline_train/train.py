@@ -34,6 +34,7 @@ from offline_train.checkpoint import load_checkpoint, save_checkpoint
 from offline_train.data import Data, check_fit, open_log, open_synthetic, packed
 from offline_train.evaluate import model_return, simulator_return
 from offline_train.metrics import MetricsLog
+from offline_train.networks import training_precision
 from offline_train.priors.base import Prior
 from offline_train.priors.ensemble import EnsembleConfig as PriorEnsembleConfig
 from offline_train.priors.fit import fit_prior, load_prior, save_prior
@@ -90,7 +91,8 @@ def train_policy(
         note = ""
         move(algorithm.updates)
         while not algorithm.finished:
-            figures = algorithm.train_epoch()
+            with training_precision(config.device, config.bf16):
+                figures = algorithm.train_epoch()
             epoch = -(-algorithm.updates // settings.steps_per_epoch)
             due = epoch % config.evaluate_every == 0 or algorithm.finished
             if due:

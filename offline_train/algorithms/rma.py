@@ -33,6 +33,7 @@ from deploy.context import HistorySettings, estimator_settings
 from offline_train.algorithms.augwm_actuators import ActuatorAugWm, ActuatorAugWmConfig, delivered, draw_gains
 from offline_train.checkpoint import load_checkpoint
 from offline_train.models.ensemble import DynamicsEnsemble, TerminationRule
+from offline_train.networks import in_float32
 from offline_train.replay import Batch
 
 # Share of the histories from the log in which the gains change on the way.
@@ -132,8 +133,8 @@ class Adaptation(nn.Module):
         """Gains `(batch, act_dim)` for histories `(batch, window, 1 + 2 obs_dim + act_dim)`, actions in [-1, 1]."""
         present, transition = history[..., :1], history[..., 1:]
         scaled = ((transition - self.mean) / self.std).clamp(-10.0, 10.0)
-        embedded = self.embed(scaled) * present
-        return 1.0 + self.head(self.convolve(embedded.transpose(1, 2)).flatten(1))
+        embedded = in_float32(self.embed, scaled) * present
+        return 1.0 + in_float32(self.head, self.convolve(embedded.transpose(1, 2)).flatten(1))
 
 
 def transitions(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:

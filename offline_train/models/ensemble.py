@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from offline_train.models.penalties import Prediction, measure
-from offline_train.networks import EnsembleLinear
+from offline_train.networks import EnsembleLinear, in_float32
 
 TerminationRule = Callable[[Tensor], Tensor]
 
@@ -77,10 +77,11 @@ class DynamicsEnsemble(nn.Module):
 
         `chosen` restricts the evaluation to these members; the first dimension is then theirs.
         """
-        hidden = inputs
-        for layer in self.layers:
+        hidden = functional.silu(in_float32(self.layers[0], inputs, chosen))
+        for layer in self.layers[1:]:
             hidden = functional.silu(layer(hidden, chosen))
-        mean, log_variance = self.mean_head(hidden, chosen), self.log_variance_head(hidden, chosen)
+        mean = in_float32(self.mean_head, hidden, chosen)
+        log_variance = in_float32(self.log_variance_head, hidden, chosen)
         # Soft bounds keep the variance from collapsing or blowing up off the data (Chua et al. 2018, appendix A.1).
         log_variance = self.max_log_variance - functional.softplus(self.max_log_variance - log_variance)
         log_variance = self.min_log_variance + functional.softplus(log_variance - self.min_log_variance)

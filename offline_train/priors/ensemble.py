@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from offline_train.networks import EnsembleLinear
+from offline_train.networks import EnsembleLinear, in_float32
 from offline_train.priors.base import Moments, Prior, PriorConfig, Report, log_density
 
 LOG_STD_RANGE = (-6.0, 2.0)
@@ -61,10 +61,10 @@ class EnsemblePrior(Prior):
 
     def heads(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Means and log standard deviations `(members, batch, act_dim)` of observations `(members, batch, obs_dim)`."""
-        hidden = obs
-        for layer in self.layers[:-1]:
+        hidden = functional.relu(in_float32(self.layers[0], obs))
+        for layer in self.layers[1:-1]:
             hidden = functional.relu(layer(hidden))
-        mean, log_std = self.layers[-1](hidden).chunk(2, dim=-1)
+        mean, log_std = in_float32(self.layers[-1], hidden).chunk(2, dim=-1)
         return mean, log_std.clamp(*LOG_STD_RANGE)
 
     def moments(self, obs: Tensor) -> Moments:

@@ -19,6 +19,7 @@ from offline_train.networks import (
     squash,
     squashed_density,
     squashed_log_prob,
+    training_precision,
 )
 
 
@@ -142,3 +143,50 @@ def test_density_of_a_given_action_is_that_of_the_draw() -> None:
     torch.testing.assert_close(density[inside], drawn.log_prob[inside])
     assert inside.float().mean() > 0.8
     assert torch.isfinite(squashed_density(torch.ones(1, 3), mean[:1], log_std[:1])).all()
+
+
+def test_bf16_rounds_products_between_hidden_layers_alone() -> None:
+    # All weights are 1 but the last layer's, which are n = 1 + 2^-10, as the observation is. Two units each give n;
+    # bfloat16 has 8 bits and takes that for 1, so that the next two give 2 and the value is 2 n + 2 n; in float32 they
+    # give 2 n and the value is 4 n^2. Without a layer in between the value is 2 n^2, and nothing is rounded.
+    near_one = 1 + 2**-10
+    deep, shallow = Critics(1, 0, [2, 2], seeded(), members=1), Critics(1, 0, [2], seeded(), members=1)
+    for critics in (deep, shallow):
+        for layer in critics.layers:
+            torch.nn.init.ones_(layer.weight)
+            torch.nn.init.zeros_(layer.bias)
+        torch.nn.init.constant_(critics.layers[-1].weight, near_one)
+    obs, action = torch.full((1, 1), near_one), torch.zeros(1, 0)
+    with training_precision("cpu", True):
+        rounded, plain = deep(obs, action), shallow(obs, action)
+        first = deep.first(obs, action)
+    assert rounded.dtype == plain.dtype == first.dtype == torch.float32
+    assert rounded.item() == first.item() == 4 * near_one
+    assert plain.item() == 2 * near_one**2
+    assert deep(obs, action).item() == 4 * near_one**2
+    with training_precision("cpu", False):
+        assert deep(obs, action).item() == 4 * near_one**2
+
+
+def test_bf16_sees_weights_that_an_optimiser_has_changed_since() -> None:
+    actor, obs = DeterministicActor(2, 1, [4, 4], seeded()), torch.ones(1, 2)
+    with training_precision("cpu", True):
+        actor(obs).sum().backward()
+        with torch.no_grad():
+            actor.layers[1].weight.zero_()
+            actor.layers[1].bias.zero_()
+        # Nothing comes through the layer in between any more: tanh of the last bias.
+        torch.testing.assert_close(actor(obs)[0], torch.tanh(actor.layers[-1].bias))
+
+
+def test_bf16_gradients_are_near_and_float32() -> None:
+    critics = Critics(3, 2, [32, 32, 32], seeded(), members=3)
+    obs, action = torch.randn(6, 3, generator=seeded(1)), torch.randn(6, 2, generator=seeded(2))
+    values, gradient = critics.action_gradient(obs, action)
+    with training_precision("cpu", True):
+        near, near_gradient = critics.action_gradient(obs, action)
+    assert near.dtype == near_gradient.dtype == torch.float32
+    # A product is off by 2^-8 of its size at most, three of them by some hundredths.
+    torch.testing.assert_close(near, values, atol=0.02, rtol=0.02)
+    torch.testing.assert_close(near_gradient, gradient, atol=0.02, rtol=0.02)
+    assert not torch.equal(near, values)
