@@ -186,6 +186,18 @@ def test_seed_decides_the_result(train: Train, tmp_path: Path) -> None:
     assert state_equal(policies[0], policies[1]) and not state_equal(policies[0], policies[2])
 
 
+def test_bf16_trains_the_policy_in_another_precision_and_the_world_model_in_the_same(
+    train: Train, tmp_path: Path
+) -> None:
+    for name, more in (("exact", ()), ("rough", ("bf16=true",)), ("again", ("bf16=true",))):
+        assert train(name, "algorithm=mopo", *more).code == 0
+    policies = [load_checkpoint(tmp_path / name / "policy.safetensors") for name in ("exact", "rough", "again")]
+    models = [(tmp_path / name / "world_model.safetensors").read_bytes() for name in ("exact", "rough")]
+    assert models[0] == models[1]
+    assert not state_equal(policies[0], policies[1]) and state_equal(policies[1], policies[2])
+    assert "bf16" in refusal(train("exact", "algorithm=mopo", "bf16=true", "resume=true"))
+
+
 def test_world_model_of_an_earlier_run_is_taken(train: Train, command_line: CommandLine, tmp_path: Path) -> None:
     assert train("first", "algorithm=augwm").code == 0
     # Its sizes are those of the earlier run, whatever else is said, and the record says so.
