@@ -35,13 +35,13 @@ class Behaviour(BaseModel):
 
     Attributes:
         medium: the policy that `mixed` data goes up to.
-        expert: a much better one, None where none is shipped.
+        expert: a better one, the other half of `medium-expert` data.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     medium: int
-    expert: int | None
+    expert: int
 
 
 class ReferenceReturns(BaseModel):
