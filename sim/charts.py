@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
@@ -27,6 +27,8 @@ LEAST_DIFFERENCE = 0.05
 BEFORE, AFTER, SMOOTH = 100, 300, 10
 # Size of a line chart, in SVG units, and what its axes take of it.
 WIDTH, HEIGHT, LEFT, RIGHT, BOTTOM, TOP = 460, 190, 52, 16, 24, 8
+# What a line has to move by, in SVG units, to be called by its name.
+LEAST_MOVE = 12
 
 
 @dataclass(frozen=True)
@@ -155,33 +157,50 @@ def interval_text(each: Interval, section: Section, sign: bool = False) -> str:
     return point if math.isnan(each.low) else f"{point} ({low} to {high})"
 
 
-def line_charts(traces: Mapping[str, Trace]) -> list[dict[str, Any]]:
+def line_charts(traces: Mapping[str, Trace], names: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Draw the traces of one world, by the title of their column: the reward, and the context where there is one.
 
-    The context is the mean over its dimensions. The band of the inferred one goes from its lowest to its highest
-    dimension, which tells whether they move together.
+    Args:
+        traces: of one world.
+        names: what each number of the context stands for; each is a line of its own.
     """
     first = next(iter(traces.values()))
-    charts = [_line_chart("reward per step", first.changes, {title: each.reward for title, each in traces.items()})]
-    contexts = {title: each.context for title, each in traces.items() if each.context is not None}
+    rewards = [Line(title, title, each.reward) for title, each in traces.items()]
+    contexts = [
+        Line(title, f"{title}, {name}", values)
+        for title, each in traces.items()
+        if each.context is not None
+        for name, values in zip(names, each.context.T, strict=True)
+    ]
+    charts = [_line_chart("reward per step", first.changes, rewards)]
     if contexts:
-        inferred = contexts.get("inferred")
-        band = None if inferred is None else (inferred.min(-1), inferred.max(-1))
-        charts.append(_line_chart("context", first.changes, {key: of.mean(-1) for key, of in contexts.items()}, band))
+        charts.append(_line_chart("context", first.changes, contexts))
+        charts[-1]["label"] = _farthest(charts[-1]["lines"], names)
     return charts
 
 
-def _line_chart(
-    title: str, changes: Sequence[int], lines: Mapping[str, np.ndarray], band: tuple[np.ndarray, ...] | None = None
-) -> dict[str, Any]:
-    """Turn lines `(steps,)` into SVG paths with ticks, around the changes."""
-    length = len(next(iter(lines.values())))
+class Line(NamedTuple):
+    """What a line shows.
+
+    Attributes:
+        column: title of its column, which gives it its colour.
+        title: what a person reads who points at it.
+        values: `(steps,)`.
+    """
+
+    column: str
+    title: str
+    values: np.ndarray
+
+
+def _line_chart(title: str, changes: Sequence[int], lines: Sequence[Line]) -> dict[str, Any]:
+    """Turn lines into SVG paths with ticks, around the changes."""
+    length = len(lines[0].values)
     # Blocks of steps begin here, and the first change between two of them.
     start = changes[0] - BEFORE if changes[0] >= BEFORE else changes[0] % SMOOTH
     end = min(changes[-1] + AFTER, length)
-    drawn = {key: _smooth(values, start, end) for key, values in lines.items()}
-    edges = [_smooth(values, start, end)[1] for values in band or ()]
-    finite = np.concatenate([*(values for _, values in drawn.values()), *edges])
+    drawn = [_smooth(line.values, start, end) for line in lines]
+    finite = np.concatenate([values for _, values in drawn])
     ticks = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(*_spread(finite[np.isfinite(finite)]))
     low, high = ticks[0], ticks[-1]
 
@@ -191,25 +210,44 @@ def _line_chart(
     def down(value: Any) -> Any:
         return TOP + (high - np.asarray(value)) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
-    def path(steps: np.ndarray, values: np.ndarray) -> str:
-        points = [f"{x:.1f},{y:.1f}" for x, y in zip(across(steps), down(values), strict=True) if math.isfinite(y)]
-        return "M" + " L".join(points) if points else ""
+    def points(steps: np.ndarray, values: np.ndarray) -> list[tuple[float, float]]:
+        return [(float(x), float(y)) for x, y in zip(across(steps), down(values), strict=True) if math.isfinite(y)]
 
-    steps = next(iter(drawn.values()))[0]
-    outline = path(np.concatenate([steps, steps[::-1]]), np.concatenate([edges[0], edges[1][::-1]])) if edges else ""
+    columns = list(dict.fromkeys(line.column for line in lines))
     moments = [step for step in MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(start, end) if start <= step <= end]
     return {
         "title": title,
         "lines": [
-            (key, path(*points), COLOURS[index % len(COLOURS)]) for index, (key, points) in enumerate(drawn.items())
+            {
+                "title": line.title,
+                "points": points(*each),
+                "colour": COLOURS[columns.index(line.column) % len(COLOURS)],
+                "dashed": line.column == columns[0] and len(columns) > 1,
+            }
+            for line, each in zip(lines, drawn, strict=True)
         ],
-        "band": outline and f"{outline}Z",
-        "band_colour": COLOURS[list(drawn).index("inferred") % len(COLOURS)] if edges else "",
+        "label": None,
         "changes": [(step, float(across(step))) for step in changes],
         "y_ticks": [(f"{value:g}", float(down(value))) for value in ticks],
         "x_ticks": [(f"{step:,.0f}", float(across(step))) for step in moments],
         "size": (WIDTH, HEIGHT, LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM),
     }
+
+
+def _farthest(lines: Sequence[dict[str, Any]], names: Sequence[str]) -> tuple[str, float, float] | None:
+    """The name of the number that goes farthest from where it was, and where; None where none of them moves.
+
+    Args:
+        lines: a chart's, for each column one of every name.
+        names: of the numbers.
+    """
+    moves = [
+        (abs(y - line["points"][0][1]), names[index % len(names)], x, y)
+        for index, line in enumerate(lines)
+        for x, y in line["points"]
+    ]
+    far, name, x, y = max(moves, default=(0.0, "", 0.0, 0.0))
+    return (name, x, y) if far > LEAST_MOVE else None
 
 
 def _smooth(values: np.ndarray, start: int, end: int) -> tuple[np.ndarray, np.ndarray]:

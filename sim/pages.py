@@ -35,8 +35,9 @@ def write_validation(output: Path, bundle: Path, report: dict[str, Any], traces:
     name = bundle.resolve().name.removesuffix(".bundle")
     section = make_section(f"{name} in changed worlds", {name: report})
     facts = {"bundle": _bundle_fact(bundle, report), "algorithm": report["algorithm"]} | _facts(report)
-    strip = _strip(Bundle.load(bundle), report, section)
-    write_page(output / "report.html", section, facts, command, traces.by_context, strip)
+    loaded = Bundle.load(bundle)
+    strip, names = _strip(loaded, report, section), loaded.manifest.context_names
+    write_page(output / "report.html", section, facts, command, traces.by_context, names, strip)
 
 
 def write_comparison(

@@ -41,6 +41,7 @@ def write_page(
     facts: Mapping[str, Any],
     command: str,
     traces: Mapping[str, Mapping[World, Trace]] | None = None,
+    context_names: Sequence[str] = (),
     strip: Strip | str = "",
 ) -> None:
     """Write the page of `surefoot validate`, of one bundle or of several side by side.
@@ -51,6 +52,7 @@ def write_page(
         facts: what the numbers are a function of, by a label.
         command: what repeats them.
         traces: by context, for the worlds that change in mid-episode.
+        context_names: what each number of the context stands for.
         strip: pictures of one world, or a sentence that says why there are none; empty where none are due.
 
     Raises:
@@ -64,7 +66,7 @@ def write_page(
         yardstick=section.yardstick,
         facts=facts,
         command=command,
-        traces=_trace_view(section, traces or {}),
+        traces=_trace_view(section, traces or {}, context_names),
         strip=_strip_view(section, strip) if isinstance(strip, Strip) else None,
         no_strip=strip if isinstance(strip, str) else "",
     )
@@ -252,13 +254,15 @@ def _failure_view(section: Section) -> dict[str, Any] | None:
     }
 
 
-def _trace_view(section: Section, traces: Mapping[str, Mapping[World, Trace]]) -> list[dict[str, Any]]:
+def _trace_view(
+    section: Section, traces: Mapping[str, Mapping[World, Trace]], names: Sequence[str]
+) -> list[dict[str, Any]]:
     """The line charts of each world that changes in mid-episode."""
     worlds = next(iter(traces.values()), {})
     return [
         {
             "world": _name_view(section, world),
-            "charts": line_charts({context: of[world] for context, of in traces.items()}),
+            "charts": line_charts({context: of[world] for context, of in traces.items()}, names),
         }
         for world in worlds
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import numpy as np
@@ -114,29 +113,40 @@ def test_line_charts_by_hand() -> None:
     reward = np.where(steps < 500, 4.0, 2.0)
     context = np.stack([np.where(steps < 500, 1.0, 0.5), np.ones(1000)], axis=1)
     traces = {"nominal": Trace([500], reward, np.ones((1000, 2))), "inferred": Trace([500], reward + 1, context)}
-    rewards, contexts = line_charts(traces)
+    rewards, contexts = line_charts(traces, ["hip", "knee"])
     assert (rewards["title"], contexts["title"]) == ("reward per step", "context")
     _, _, left, right, top, bottom = rewards["size"]
     # 100 steps before the change and 300 after it are shown: the change is at a quarter of the width.
     assert rewards["changes"] == [(500, pytest.approx(left + (right - left) / 4))]
-    ((title, path, _), (other, _, _)) = rewards["lines"]
-    assert (title, other) == ("nominal", "inferred")
-    points = np.array([[float(number) for number in point.split(",")] for point in re.findall(r"[\d.]+,[\d.]+", path)])
+    first, second = rewards["lines"]
+    assert (first["title"], first["dashed"]) == ("nominal", True)
+    assert (second["title"], second["dashed"]) == ("inferred", False)
+    points = np.array(first["points"])
     # Blocks of ten steps, none across the change: ten at 4, thirty at 2.
     assert len(points) == 40
-    np.testing.assert_allclose(points[:10, 1], _height(rewards, 4.0), atol=0.06)
-    np.testing.assert_allclose(points[10:, 1], _height(rewards, 2.0), atol=0.06)
+    np.testing.assert_allclose(points[:10, 1], _height(rewards, 4.0))
+    np.testing.assert_allclose(points[10:, 1], _height(rewards, 2.0))
     assert points[9, 0] < rewards["changes"][0][1] < points[10, 0]
     assert all(top <= y <= bottom for _, y in rewards["y_ticks"])
-    # The band goes from the dimension that moved to the one that did not; the line is their mean.
-    assert contexts["band"] and not rewards["band"]
-    edges = [float(y) for y in re.findall(r",([\d.]+)", contexts["band"])]
-    assert (max(edges), min(edges)) == pytest.approx((_height(contexts, 0.5), _height(contexts, 1.0)), abs=0.06)
-    assert float(contexts["lines"][1][1].split(",")[-1]) == pytest.approx(_height(contexts, 0.75), abs=0.06)
+    # Each number of the context is a line: the knee stays at 1, the inferred hip goes to 0.5 and is called by its name.
+    titles = [line["title"] for line in contexts["lines"]]
+    assert titles == ["nominal, hip", "nominal, knee", "inferred, hip", "inferred, knee"]
+    assert {line["colour"] for line in contexts["lines"][2:]} == {second["colour"]}
+    ends = [line["points"][-1][1] for line in contexts["lines"]]
+    np.testing.assert_allclose(ends, [_height(contexts, value) for value in (1.0, 1.0, 0.5, 1.0)])
+    name, x, y = contexts["label"]
+    assert (name, y) == ("hip", pytest.approx(_height(contexts, 0.5)))
+    assert x > contexts["changes"][0][1]
+
+
+def test_no_number_is_named_where_none_moves() -> None:
+    trace = Trace([500], np.ones(1000), np.ones((1000, 2)))
+    _, contexts = line_charts({"inferred": trace}, ["hip", "knee"])
+    assert contexts["label"] is None
 
 
 def test_a_line_ends_with_the_last_episode() -> None:
     reward = np.concatenate([np.ones(520), np.full(480, np.nan)])
     (chart,) = line_charts({"nominal": Trace([500], reward, None)})
     # 400 to 520 in blocks of ten.
-    assert chart["lines"][0][1].count(",") == 12 and "nan" not in chart["lines"][0][1]
+    assert len(chart["lines"][0]["points"]) == 12
