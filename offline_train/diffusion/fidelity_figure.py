@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
 from adapters.files import atomic_path
+from offline_train.diffusion.edm import SamplerConfig
 from sim.charts import COLOURS
 
 SHOWN = 2_000
@@ -70,8 +71,9 @@ def steps_figure(path: Path, rows: Sequence[dict[str, Any]]) -> bool:
     for row in rows:
         sampler = ((row["made_by"] or {}).get("config", {}).get("method") or {}).get("sampler")
         if sampler is not None:
-            kind = "stochastic" if sampler["churn"] else "deterministic"
-            lines[kind].append((2 * sampler["steps"] - 1, row))
+            config = SamplerConfig.model_validate(sampler)
+            kind = f"{config.solver}, {'stochastic' if config.churn else 'deterministic'}"
+            lines[kind].append((config.evaluations, row))
     if sum(map(len, lines.values())) < 3:
         return False
     whole = Figure(figsize=(12.0, 3.8), dpi=110, layout="constrained")

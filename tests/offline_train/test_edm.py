@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any, Literal, get_args
 
 import pytest
 import torch
@@ -17,13 +18,16 @@ from offline_train.diffusion.edm import (
     denoise,
     denoising_losses,
     draw_sigma,
+    multistep,
     noise_levels,
     preconditioning,
     sample,
 )
 
 MEAN, STD = 2.0, 0.5
-DETERMINISTIC = SamplerConfig(churn=0.0)
+Solver = Literal["heun", "multistep"]
+SOLVERS: tuple[Solver, ...] = get_args(Solver)
+FAST: dict[str, Any] = {"solver": "multistep", "steps": 32, "churn": 0.0}
 
 
 def gaussian_denoiser(rows: Tensor, sigma: Tensor) -> Tensor:
@@ -89,33 +93,74 @@ def test_noise_levels_by_hand() -> None:
     assert noise_levels(SamplerConfig(steps=3, sigma_min=1.0, sigma_max=9.0, rho=2.0)) == pytest.approx([9, 4, 1, 0])
 
 
-def test_one_level_is_one_look_at_the_denoiser() -> None:
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_one_level_is_one_look_at_the_denoiser(solver: Solver) -> None:
     start = torch.tensor([[1.0], [-2.0]])
-    found = sample(gaussian_denoiser, start, SamplerConfig(steps=1, sigma_max=3.0, churn=0.0), torch.Generator())
+    config = SamplerConfig(solver=solver, steps=1, sigma_max=3.0, churn=0.0)
+    found = sample(gaussian_denoiser, start, config, torch.Generator())
     torch.testing.assert_close(found, gaussian_denoiser(3.0 * start, torch.tensor([[3.0]])))
 
 
-def test_deterministic_sampler_solves_the_flow() -> None:
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_deterministic_sampler_solves_the_flow(solver: Solver) -> None:
     # dx/dsigma = (x - D) / sigma = sigma (x - m) / (s^2 + sigma^2): x - m shrinks as sqrt(s^2 + sigma^2).
-    start = torch.tensor([[-1.5], [0.0], [0.7]])
-    found = sample(gaussian_denoiser, start, DETERMINISTIC, torch.Generator())
-    shrink = STD / math.sqrt(STD**2 + DETERMINISTIC.sigma_max**2)
-    torch.testing.assert_close(found, MEAN + shrink * (DETERMINISTIC.sigma_max * start - MEAN), atol=2e-3, rtol=0)
+    start, config = torch.tensor([[-1.5], [0.0], [0.7]]), SamplerConfig(solver=solver, churn=0.0)
+    found = sample(gaussian_denoiser, start, config, torch.Generator())
+    shrink = STD / math.sqrt(STD**2 + config.sigma_max**2)
+    torch.testing.assert_close(found, MEAN + shrink * (config.sigma_max * start - MEAN), atol=2e-3, rtol=0)
 
 
-def test_error_falls_with_the_square_of_the_steps() -> None:
-    # Heun's method is of second order: twice the steps, a quarter of the error, or less.
+def test_multistep_by_hand() -> None:
+    # Levels 4, 2, 1, 0 and D(x; sigma) = x + sigma, from x = 4. At 4 D is 8: half way, x = 6. At 2 D is 8 as well, so
+    # it goes on as 8: half way, x = 7. At 1 D is 8, where it ends. D of 2 sigma instead: 8, x = 4 / 2 + 8 / 2 = 6;
+    # 4, which goes on, for a step in log sigma as long as the one before, to 4 + (4 - 8) / 2 = 2: x = 3 + 1 = 4; 2.
+    config = SamplerConfig(solver="multistep", steps=3, sigma_min=1.0, sigma_max=4.0, rho=1e6, churn=0.0)
+    assert noise_levels(config) == pytest.approx([4, 2, 1, 0], rel=1e-4)
+    start, seen = torch.ones(1, 1, dtype=torch.float64), []
+
+    def twice(rows: Tensor, sigma: Tensor) -> Tensor:
+        seen.append(float(rows))
+        return 2.0 * sigma
+
+    found = [float(multistep(denoiser, start, config)) for denoiser in (torch.add, twice)]
+    assert found == pytest.approx([8.0, 2.0], rel=1e-4)
+    assert seen == pytest.approx([4.0, 6.0, 4.0], rel=1e-4)
+
+
+@pytest.mark.parametrize(("solver", "evaluations"), [("heun", 15), ("multistep", 8)])
+def test_evaluations_are_counted(solver: Solver, evaluations: int) -> None:
+    # Eight steps: two evaluations each, but one for the last; or one each.
+    seen = []
+
+    def watch(rows: Tensor, sigma: Tensor) -> Tensor:
+        seen.append(float(sigma))
+        return torch.zeros_like(rows)
+
+    config = SamplerConfig(solver=solver, steps=8, churn=0.0)
+    sample(watch, torch.ones(1, 1), config, torch.Generator())
+    assert len(seen) == config.evaluations == evaluations
+
+
+def test_multistep_refuses_noise() -> None:
+    with pytest.raises(ValueError, match="churn=0"):
+        SamplerConfig(solver="multistep")
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_error_falls_with_the_square_of_the_steps(solver: Solver) -> None:
+    # Both are of second order: twice the steps, a quarter of the error, or less.
     start, shrink = torch.full((1, 1), 1.0, dtype=torch.float64), STD / math.sqrt(STD**2 + 80.0**2)
     exact = MEAN + shrink * (80.0 - MEAN)
     errors = []
     for steps in (16, 32, 64):
-        found = sample(gaussian_denoiser, start, SamplerConfig(steps=steps, churn=0.0), torch.Generator())
+        config = SamplerConfig(solver=solver, steps=steps, churn=0.0)
+        found = sample(gaussian_denoiser, start, config, torch.Generator())
         errors.append(abs(float(found) - exact))
     assert errors[1] < 0.35 * errors[0] and errors[2] < 0.35 * errors[1]
 
 
-@pytest.mark.parametrize("settings", [{}, {"churn": 0.0}, {"steps": 32, "churn": 0.0}, {"steps": 300}])
-def test_sampler_gives_mean_and_deviation(settings: dict[str, float]) -> None:
+@pytest.mark.parametrize("settings", [{}, {"churn": 0.0}, {"steps": 32, "churn": 0.0}, {"steps": 300}, FAST])
+def test_sampler_gives_mean_and_deviation(settings: dict[str, Any]) -> None:
     generator = torch.Generator().manual_seed(0)
     config = SamplerConfig(**settings)
     found = sample(gaussian_denoiser, torch.randn(20_000, 1, generator=generator), config, generator)
