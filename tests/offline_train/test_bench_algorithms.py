@@ -115,7 +115,7 @@ def test_the_table_has_the_highest_return_first_with_students_interval() -> None
 
 
 @pytest.mark.parametrize("name", LOGS)
-@pytest.mark.parametrize("budget", ["cpu", "cpu-bf16", "cpu-short", "gpu"])
+@pytest.mark.parametrize("budget", ["cpu", "cpu-bf16", "cpu-small", "gpu"])
 def test_every_shipped_log_and_budget_is_whole(name: str, budget: str) -> None:
     with initialize_config_module("configs", version_base=None):
         config = compose("bench", ["name=algorithms", f"benchmark={name}", f"budget={budget}"])
