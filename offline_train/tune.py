@@ -48,6 +48,9 @@ from offline_train.world_model import load_world_model
 from sim.environments import make_environment
 from sim.terminations import TERMINATIONS
 
+# The share of a trial's updates in which it is not stopped: what learns slowly at first may end far ahead.
+UNJUDGED = 1 / 3
+
 Score = Callable[[Algorithm, dict[str, float]], float]
 """What an algorithm in training is worth, from itself and the figures of its evaluation; more is better."""
 
@@ -117,7 +120,7 @@ class Study:
             study_name="tune",
             direction="maximize",
             load_if_exists=True,
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=config.startup),
+            pruner=optuna.pruners.MedianPruner(config.startup, n_warmup_steps=math.ceil(UNJUDGED * self.budget)),
         )
         now = config.model_dump(mode="json", exclude={"trials"}) | {"given": given, "seed": base.seed}
         before = self.optuna.user_attrs.get("settings", now)

@@ -95,7 +95,7 @@ def trials(folder: Path) -> list[dict[str, Any]]:
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, worth: Callable[[Any], float]) -> list[tuple[Any, int]]:
-    """Put a run in the place of training that only tells its score, half of it after half of its updates.
+    """Put a run in the place of training that only tells its score, half of it after half of its updates, and none at first.
 
     Returns:
         A list that gets the settings and the updates of every evaluation.
@@ -105,11 +105,11 @@ def pretend(monkeypatch: pytest.MonkeyPatch, worth: Callable[[Any], float]) -> l
     def run(config: TrainConfig, watch: Watch | None = None) -> Path:
         if isinstance(config.algorithm, NoAlgorithm):
             return config.output
-        for updates in (15, 30):
+        for updates in (5, 15, 30):
             told.append((config.algorithm, updates))
             assert watch is not None
             state: Any = SimpleNamespace(updates=updates, finished=updates == 30)
-            watch(state, {"return": worth(config.algorithm) * updates / 30})
+            watch(state, {"return": worth(config.algorithm) * updates / 30 * (updates > 5)})
         return config.output
 
     monkeypatch.setattr(tune, "run", run)
@@ -160,12 +160,32 @@ def test_poor_trials_are_stopped(study: Tune, tmp_path: Path, monkeypatch: pytes
     assert study("study", SPACE, "evaluation_episodes=1", "trials=7", "startup=2").code == 0
     ended = trials(tmp_path / "study")
     pruned = [trial for trial in ended if trial["state"] == "pruned"]
-    assert pruned and all([*trial["scores"]] == ["15"] for trial in pruned)
-    assert [*ended[0]["scores"]] == [*ended[1]["scores"]] == ["15", "30"]
-    # Nothing more is spent on them: two evaluations of the others, one of these.
-    assert len(told) == 14 - len(pruned)
+    assert pruned and all([*trial["scores"]] == ["5", "15"] for trial in pruned)
+    assert [*ended[0]["scores"]] == [*ended[1]["scores"]] == ["5", "15", "30"]
+    # Nothing more is spent on them: three evaluations of the others, two of these.
+    assert len(told) == 21 - len(pruned)
     # Those that end are at least as good, half way, as the median of the completed ones before them.
     assert max(trial["scores"]["15"] for trial in pruned) < max(trial["scores"]["15"] for trial in ended)
+
+
+def test_no_trial_is_stopped_in_its_first_third(
+    study: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The later a trial, the worse after 5 of 30 updates, and the better at the end.
+    order: list[Any] = []
+
+    def run(config: TrainConfig, watch: Watch | None = None) -> Path:
+        if not isinstance(config.algorithm, NoAlgorithm):
+            order.append(config.algorithm)
+            for updates, sign in ((5, -1.0), (30, 1.0)):
+                assert watch is not None
+                state: Any = SimpleNamespace(updates=updates, finished=updates == 30)
+                watch(state, {"return": sign * len(order)})
+        return config.output
+
+    monkeypatch.setattr(tune, "run", run)
+    assert study("study", SPACE, "evaluation_episodes=1", "trials=5", "startup=2").code == 0
+    assert [trial["score"] for trial in trials(tmp_path / "study")] == [1.0, 2.0, 3.0, 4.0, 5.0]
 
 
 def test_score_that_is_no_number_stops_the_trial(study: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +207,7 @@ def test_a_study_that_was_cut_comes_out_as_a_whole_one(
     def cut(algorithm: Any) -> float:
         # In the second evaluation of the second trial, and in the first of a later one, which is no random one.
         asked.append(algorithm)
-        if len(asked) in (4, 9):
+        if len(asked) in (5, 9):
             raise KeyboardInterrupt
         return best_near_one(algorithm)
 
