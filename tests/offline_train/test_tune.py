@@ -95,7 +95,7 @@ def trials(folder: Path) -> list[dict[str, Any]]:
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, worth: Callable[[Any], float]) -> list[tuple[Any, int]]:
-    """Put a run in the place of training that only tells its score, half of it after half of its updates, and none at first.
+    """Put a run in the place of training that only tells its score: at first none, half way half of it, then all.
 
     Returns:
         A list that gets the settings and the updates of every evaluation.
@@ -168,9 +168,7 @@ def test_poor_trials_are_stopped(study: Tune, tmp_path: Path, monkeypatch: pytes
     assert max(trial["scores"]["15"] for trial in pruned) < max(trial["scores"]["15"] for trial in ended)
 
 
-def test_no_trial_is_stopped_in_its_first_third(
-    study: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_trial_is_stopped_in_its_first_third(study: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The later a trial, the worse after 5 of 30 updates, and the better at the end.
     order: list[Any] = []
 
