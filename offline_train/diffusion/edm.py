@@ -131,22 +131,12 @@ def sample(denoiser: Denoise, start: Tensor, config: SamplerConfig, generator: t
         Rows `(batch, dim)`.
     """
     if config.solver == "multistep":
-        return multistep(denoiser, start, config)
-    return heun(denoiser, start, config, generator)
+        return _multistep(denoiser, start, config)
+    return _heun(denoiser, start, config, generator)
 
 
-def heun(denoiser: Denoise, start: Tensor, config: SamplerConfig, generator: torch.Generator) -> Tensor:
-    """Heun's second-order steps, with noise added on the way where `churn` asks for it (algorithm 2).
-
-    Args:
-        denoiser: D.
-        start: standard normal noise `(batch, dim)`.
-        config: settings.
-        generator: draws the noise added on the way.
-
-    Returns:
-        Rows `(batch, dim)`.
-    """
+def _heun(denoiser: Denoise, start: Tensor, config: SamplerConfig, generator: torch.Generator) -> Tensor:
+    """Heun's second-order steps, with noise added on the way where `churn` asks for it (algorithm 2)."""
 
     def slope(at: Tensor, sigma: float) -> Tensor:
         return (at - denoiser(at, at.new_full((1, 1), sigma))) / sigma
@@ -166,20 +156,12 @@ def heun(denoiser: Denoise, start: Tensor, config: SamplerConfig, generator: tor
     return rows
 
 
-def multistep(denoiser: Denoise, start: Tensor, config: SamplerConfig) -> Tensor:
+def _multistep(denoiser: Denoise, start: Tensor, config: SamplerConfig) -> Tensor:
     """Second-order steps that take what the step before saw in place of a second look (DPM-Solver++(2M)).
 
     Lu et al. 2022, arXiv 2211.01095, algorithm 2, for rows that noise is added to without scaling them. Along the flow
     rows are x' = (sigma' / sigma) x + (1 - sigma' / sigma) D where D stays what it is, and D is taken to go on, in
     log sigma, as from the step before to this one until half of the step is done.
-
-    Args:
-        denoiser: D.
-        start: standard normal noise `(batch, dim)`.
-        config: settings.
-
-    Returns:
-        Rows `(batch, dim)`.
     """
     levels = noise_levels(config)
     rows, before, step_before = config.sigma_max * start, None, 0.0
