@@ -23,7 +23,7 @@ answers more and runs well, and noisy sensors or heavy bodies make the model uns
 
     c = clip( 1 - strength clip( (m - 0.02) / 0.08, 0, 1 ) max(z - 1 - slack, 0), least, 1 )
 
-of the way from the safe command to the policy's. results/README.md has what it gives.
+of the way from the safe command to the policy's. results/halfcheetah-practised/README.md has what it gives.
 
 All state has the leading shape `batch`; shapes in the docstrings leave it out.
 """

@@ -10,7 +10,7 @@ can tell; a robot that is heavier, stiffer and worn at once needs another world 
 3. Judgement. There is no simulator of the changed robot to ask, so old and new policy are imagined in the corrected
    model, and the old one is kept unless the new one is clearly better there and stays where the log speaks (`judge`).
 
-What each part gives: results/README.md.
+What each part gives: results/adapt.md.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ predictive path integral control (Williams et al. 2017, "Information theoretic M
 the policy as the proposal and the critics as the terminal value (Argenson and Dulac-Arnold 2021, MBOP; Sikchi et al.
 2021, LOOP). The frame is a constant, so that the same observation has the same command every time, and all of it is
 one graph that a bundle carries as its policy: `surefoot export run=RUN plan.horizon=3`. What it gives, and why the
-candidates are not drawn at random: results/README.md.
+candidates are not drawn at random: results/halfcheetah-practised/README.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Validation reports of several training seeds, pooled: `python -m sim.seeds FOLDER` prints what results/README.md has.
+"""Validation reports of several training seeds, pooled: `python -m sim.seeds FOLDER` prints the tables of results/.
 
 The folder holds a report for each algorithm and training seed, ALGORITHM-SEED.json, or ALGORITHM-SEED-PART.json where
 the suites were validated in parts.

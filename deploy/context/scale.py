@@ -20,7 +20,7 @@ class ScaleSettings:
         prior_std: how far from 1 a scaling is expected to lie before anything is seen.
         min_explained: share of the squared residual at z = 1 that the fit must explain for its context to be used.
         least: smallest scaling passed on. Below 1 the loop feeds itself: a policy that is told that it moves less than
-            expected moves less, and then does (results/README.md).
+            expected moves less, and then does (results/halfcheetah-mixed/README.md).
         most: largest scaling passed on.
         change: change detection.
     """

@@ -13,7 +13,7 @@ actions that the model is never asked about. Three options close that gap: `scal
 rollouts under a drawn z, `shared` draws one z for all dimensions, which is what the `shared_scale` estimator can tell
 on a robot, and `nested` draws are dense around z = 1, where most robots are. `nominal` is a gain margin: told that the
 robot moves a little more than it does, the policy acts with more care than the world model asks for.
-What each gives: results/README.md.
+What each gives: results/halfcheetah-mixed/README.md.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ augmentation is affine,
 
 b drawn for a share of the rollouts, for the pushed terms alone. The thesis behind AugWM (Ball, "Limitations and Future
 Work" of its chapter 3) proposes such translations for wind and for other gravity.
-What each part gives: results/README.md.
+What each part gives: results/halfcheetah-weakened/README.md.
 """
 
 from __future__ import annotations

@@ -119,7 +119,8 @@ class Sac(Learner):
     """Actor, critics, their targets, the temperature, and the average of the actor over past updates.
 
     The average is what acts deterministically and what is exported: the actor itself swings from one update to the
-    next, the average of its weights does not (Polyak and Juditsky 1992; results/README.md has what it gives here).
+    next, the average of its weights does not (Polyak and Juditsky 1992; what it gives here:
+    results/halfcheetah-mixed/README.md).
     What EDAC, CQL, MABE, COMBO and REDQ change goes into the methods with an underscore.
 
     Args:
