@@ -1,9 +1,9 @@
 """Regret: what a method returns less than a policy that was trained in the changed world itself.
 
 `python -m sim.regret BUNDLES REPORTS ...` prints the table of results/halfcheetah-regret/README.md and writes
-BUNDLES/regret.json. BUNDLES holds one bundle for each changed world, trained there by `surefoot train algorithm=sac perturbations=SUITE
-world=NAME`; REPORTS holds validation reports of the methods, named as `python -m sim.seeds` takes them. Every bundle is
-run here in its own world, from the starts of the reports.
+BUNDLES/regret.json. BUNDLES holds one bundle for each changed world, trained there by `surefoot train algorithm=sac
+perturbations=SUITE world=NAME`; REPORTS holds validation reports of the methods, named as `python -m sim.seeds` takes
+them. Every bundle is run here in its own world, from the starts of the reports.
 """
 
 from __future__ import annotations
