@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, Field
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 
 from adapters.command import command
@@ -30,6 +30,7 @@ from offline_train.bench_algorithms import Budget, Comparison, Log, algorithms_t
 from offline_train.bench_cases import SPEED_CAPTION, SPEED_CASES, Case, Work, speed_cases, untrained_bundle
 from offline_train.bench_diffusion import DIFFUSION_CAPTION, DIFFUSION_CASES, diffusion_cases
 from offline_train.bench_priors import bench_priors, prior_figure, prior_table
+from offline_train.bench_study import Grid, Study, run_study, study_figure, study_tables
 from offline_train.calibration import calibrate, calibration_figure, calibration_table
 from offline_train.priors.fit import FITS
 from sim.context_sweep import sweep, variants_for
@@ -40,6 +41,7 @@ from sim.fault_rig import Transport
 
 SCHEMA = 1
 WARM_UP = 0.1
+SEEDS = [0, 1, 2]
 
 
 class Benchmark(NamedTuple):
@@ -78,10 +80,11 @@ class BenchConfig(BaseModel):
     minutes: float = Field(gt=0, allow_inf_nan=False)
     benchmark: Log
     budget: Budget
+    study: Study | None = None
     algorithms: list[str] | None
-    seeds: list[int] = Field(min_length=1)
+    seeds: list[int] | None = Field(min_length=1)
     workers: int = Field(ge=1)
-    output: Path
+    output: Path | None
     run: Path | list[Path] | None
     starts: int = Field(ge=2)
     members: int | None = Field(ge=1)
@@ -265,11 +268,31 @@ def _move_on(move: MoveBar, before: int, done: int) -> None:
 def offline_algorithms(config: BenchConfig) -> dict[str, Any]:
     """Train every offline algorithm on one log, as far as that is not done, and return the table as JSON."""
     names = config.algorithms or [*config.budget.algorithms]
-    folder = config.output / f"{config.benchmark.name}-{config.budget.name}"
-    comparison = Comparison(config.benchmark, config.budget, names, config.seeds, folder)
+    folder = (config.output or Path("outputs/algorithms")) / f"{config.benchmark.name}-{config.budget.name}"
+    comparison = Comparison(config.benchmark, config.budget, names, config.seeds or SEEDS, folder)
     with progress_bar("algorithms", unit="trainings") as move:
         figures = compare(comparison, config.workers, move)
     return {"schema": SCHEMA, "name": "algorithms", "machine": machine(), **figures}
+
+
+def study(config: BenchConfig) -> dict[str, Any]:
+    """Run a study, as far as that is not done, and return its figures as JSON.
+
+    With a file for the figures their curves are drawn beside it.
+
+    Raises:
+        UserError: no study is chosen.
+    """
+    if config.study is None:
+        raise UserError("name=study runs a file of configs/study; choose one, study=NAME.")
+    folder = (config.output or Path("outputs/studies")) / config.study.name
+    grid = Grid(config.study, config.seeds or config.study.seeds, folder)
+    with progress_bar(config.study.name, unit="commands") as move:
+        figures = run_study(grid, config.workers, move)
+    report = {"schema": SCHEMA, "name": "study", "machine": machine(), **figures}
+    if config.json_file is not None:
+        study_figure(report, config.json_file.with_suffix(".png"))
+    return report
 
 
 def speed_table(report: dict[str, Any]) -> Table:
@@ -287,7 +310,7 @@ def speed_table(report: dict[str, Any]) -> Table:
     return table
 
 
-REPORTS: dict[str, tuple[Callable[[BenchConfig], dict[str, Any]], Callable[[dict[str, Any]], Table]]] = {
+REPORTS: dict[str, tuple[Callable[[BenchConfig], dict[str, Any]], Callable[[dict[str, Any]], RenderableType]]] = {
     "speed": (bench, speed_table),
     "diffusion": (bench, speed_table),
     "context": (context_sweep, lambda report: context_table(report["rows"])),
@@ -296,6 +319,7 @@ REPORTS: dict[str, tuple[Callable[[BenchConfig], dict[str, Any]], Callable[[dict
     "algorithms": (offline_algorithms, algorithms_table),
     "calibration": (calibration, calibration_table),
     "priors": (priors, prior_table),
+    "study": (study, study_tables),
 }
 """What each name makes and how it is shown."""
 

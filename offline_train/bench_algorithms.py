@@ -7,10 +7,7 @@ it stopped and a finished one only has its figures read.
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +18,13 @@ from rich.table import Table
 
 from adapters.datasets import load_dataset
 from adapters.errors import UserError
-from adapters.files import read_json, read_jsonl, write_json
+from adapters.files import read_jsonl
 from adapters.progress import MoveBar
 from offline_train.algorithms.registry import LEARNERS
+from offline_train.commands import Piece, run_all, run_once
 from sim.intervals import mean_interval
 
 SHIPPED = "package://adapters/datasets/data"
-WORLD_MODEL = "world_model.safetensors"
-POLICY = "policy.safetensors"
 
 CAPTION = (
     "return: mean over the training seeds with Student's 95 % interval, after the last update, of deterministic "
@@ -107,6 +103,10 @@ class Comparison:
             return [f"dataset={self.log.name}"]
         return ["dataset=file", f"dataset.path={self.log_path}", f"dataset.name={self.log.name}"]
 
+    def piece(self, algorithm: str, seed: int) -> Piece:
+        """A training."""
+        return Piece(self.run(algorithm, seed), self.train_command(algorithm, seed))
+
     def train_command(self, algorithm: str, seed: int) -> list[str]:
         """Words of the command line after `surefoot` that train an algorithm; `none` fits the world model alone."""
         learned = [*self.dataset, f"seed={seed}", f"output={self.run(algorithm, seed)}", *self.budget.train]
@@ -134,89 +134,19 @@ def compare(comparison: Comparison, workers: int, move: MoveBar) -> dict[str, An
         if name not in known:
             raise UserError(f"budget={comparison.budget.name} has no algorithm '{name}'; choose of {', '.join(known)}.")
     with_model = any(name not in LEARNERS for name in comparison.algorithms)
-    models = [("none", seed) for seed in comparison.seeds if with_model]
-    policies = [(name, seed) for name in comparison.algorithms for seed in comparison.seeds]
+    models = [comparison.piece("none", seed) for seed in comparison.seeds if with_model]
+    policies = [comparison.piece(name, seed) for name in comparison.algorithms for seed in comparison.seeds]
     move(0, total=len(models) + len(policies))
-    make_log(comparison)
-    train_all(comparison, models, WORLD_MODEL, workers, move, 0)
-    train_all(comparison, policies, POLICY, workers, move, len(models))
+    if comparison.log.collect is not None:
+        run_once(Piece(comparison.log_path, ["collect", *comparison.log.collect, f"output={comparison.log_path}"]))
+    run_all(models, workers, move)
+    run_all(policies, workers, move, len(models))
     return {
         "log": log_figures(comparison),
         "budget": comparison.budget.name,
         "seeds": [*comparison.seeds],
         "rows": [algorithm_figures(comparison, name) for name in comparison.algorithms],
     }
-
-
-def make_log(comparison: Comparison) -> None:
-    """Collect the log where it is not there."""
-    if comparison.log.collect is not None and not comparison.log_path.is_file():
-        words = ["collect", *comparison.log.collect, f"output={comparison.log_path}"]
-        surefoot(words, comparison.folder / "collect.log")
-
-
-def train_all(
-    comparison: Comparison, trainings: Sequence[tuple[str, int]], result: str, workers: int, move: MoveBar, before: int
-) -> None:
-    """Do those of the trainings that are not done, several side by side.
-
-    Args:
-        comparison: which they belong to.
-        trainings: algorithm and seed of each.
-        result: the file that a finished one has.
-        workers: how many side by side.
-        move: moves the bar.
-        before: trainings done before these.
-    """
-
-    def train(algorithm: str, seed: int) -> str:
-        run = comparison.run(algorithm, seed)
-        keep_command(run.with_suffix(".json"), comparison.train_command(algorithm, seed))
-        if not (run / result).is_file():
-            resume = [f"resume={(run / 'run.json').is_file()}"]
-            surefoot([*comparison.train_command(algorithm, seed), *resume], comparison.folder / f"{run.name}.log")
-        return run.name
-
-    with ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(train, *training) for training in trainings]
-        try:
-            for done, future in enumerate(as_completed(futures), before + 1):
-                move(done, future.result())
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def keep_command(place: Path, words: list[str]) -> None:
-    """Note what a training is run with, so that no figure of other settings gets into the table later on.
-
-    Raises:
-        UserError: it was run with something else.
-    """
-    if place.is_file() and read_json(place) != words:
-        raise UserError(
-            f"{place.with_suffix('')} was trained with other settings than those asked for now; remove it, or give "
-            "another output=FOLDER."
-        )
-    write_json(place, words)
-
-
-def surefoot(words: Sequence[str], output: Path) -> None:
-    """Run a command of the command line in a process of its own.
-
-    Args:
-        words: after `surefoot`.
-        output: file for what it prints.
-
-    Raises:
-        UserError: it fails.
-    """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("w") as file:
-        done = subprocess.run([sys.executable, "-m", "surefoot", *words], stdout=file, stderr=file, check=False)
-    if done.returncode:
-        lines = output.read_text().splitlines() or ["it said nothing"]
-        raise UserError(f"'surefoot {' '.join(words)}' failed, {output} has all that it said: {lines[-1]}")
 
 
 def log_figures(comparison: Comparison) -> dict[str, Any]:

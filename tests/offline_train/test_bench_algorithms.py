@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from adapters.errors import UserError
-from offline_train import bench_algorithms
+from offline_train import commands
 from offline_train.bench import BenchConfig
 from offline_train.bench_algorithms import Budget, Comparison, Log, algorithms_table, compare
 
@@ -73,7 +73,7 @@ def test_a_log_is_collected_every_training_done_once_and_its_figures_read(
     def refuse(words: Sequence[str], output: Path) -> None:
         raise AssertionError(f"ran {words} although it was done")
 
-    monkeypatch.setattr(bench_algorithms, "surefoot", refuse)
+    monkeypatch.setattr(commands, "surefoot", refuse)
     assert compare(comparison(tmp_path, ["bc"]), 2, no_move) == first
 
 

@@ -1,0 +1,111 @@
+"""Learning curves of several ways to train, over their seeds: a table at every tenth of the steps, and a picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from adapters.files import atomic_path
+from sim.charts import COLOURS
+
+TENTHS = 10
+COLUMNS = 3
+
+
+class Curves(NamedTuple):
+    """What one way to train reached.
+
+    Attributes:
+        steps: control steps, or updates where there are none, `(points,)`.
+        values: the figure there, `(seeds, points)`.
+    """
+
+    steps: np.ndarray
+    values: np.ndarray
+
+
+def align(steps: Sequence[Sequence[float]], values: Sequence[Sequence[float]]) -> Curves:
+    """Put seeds on the steps that the first has been evaluated at, as far as all of them go.
+
+    Args:
+        steps: of each seed's evaluations.
+        values: the figure at each.
+    """
+    common = np.array(steps[0][: min(map(len, steps))], dtype=float)
+    return Curves(common, np.array([np.interp(common, *seed) for seed in zip(steps, values, strict=True)]))
+
+
+def curves_table(title: str, figure: str, curves: Mapping[str, Curves]) -> Table:
+    """Lay curves out for the terminal, at every tenth of the longest.
+
+    Args:
+        title: above the table.
+        figure: what is counted, `success` or `return`.
+        curves: by the name of their column.
+    """
+    longest = max(each.steps[-1] for each in curves.values())
+    table = Table(title=f"{title}: mean {figure} (lowest to highest seed)")
+    table.add_column("control steps", justify="right")
+    for name in curves:
+        table.add_column(name, justify="right")
+    for tenth in range(1, TENTHS + 1):
+        at = longest * tenth / TENTHS
+        table.add_row(f"{at:,.0f}", *(_cell(figure, each, at) for each in curves.values()))
+    return table
+
+
+def _cell(figure: str, curves: Curves, at: float) -> str:
+    """The figure of the last evaluation until then; empty where there is none, or the run ended long before."""
+    places = np.flatnonzero(curves.steps <= at)
+    if not len(places) or at - curves.steps[places[-1]] > 0.1 * at:
+        return ""
+    values = curves.values[:, places[-1]]
+    form = "{:.2f} ({:.2f} to {:.2f})" if figure == "success" else "{:,.0f} ({:,.0f} to {:,.0f})"
+    return form.format(values.mean(), values.min(), values.max())
+
+
+def draw(panels: Mapping[str, Mapping[str, Curves]], steps: str, figure: str, path: Path) -> None:
+    """Draw curves as means over their seeds with the range from lowest to highest, a panel for each title.
+
+    Args:
+        panels: the curves by name, by the panel's title.
+        steps: what the steps are.
+        figure: what is counted.
+        path: picture to write.
+
+    Raises:
+        UserError: the place cannot be written.
+    """
+    columns = min(len(panels), COLUMNS)
+    rows = math.ceil(len(panels) / columns)
+    whole = Figure(figsize=(3 + 4.5 * columns, 1 + 3.5 * rows), dpi=130, layout="constrained")
+    FigureCanvasAgg(whole)
+    axes = whole.subplots(rows, columns, squeeze=False).flatten()
+    for axis, (title, curves) in zip(axes, panels.items(), strict=False):
+        _draw_panel(axis, title, curves)
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    whole.supxlabel(steps)
+    whole.supylabel(f"{figure} of the deterministic policy")
+    handles, labels = axes[0].get_legend_handles_labels()
+    whole.legend(handles, labels, loc="outside right upper")
+    with atomic_path(path) as draft:
+        whole.savefig(draft, format="png")
+
+
+def _draw_panel(axis: Axes, title: str, curves: Mapping[str, Curves]) -> None:
+    for index, (name, each) in enumerate(curves.items()):
+        colour = COLOURS[index % len(COLOURS)]
+        axis.plot(each.steps, each.values.mean(0), color=colour, label=name)
+        axis.fill_between(each.steps, each.values.min(0), each.values.max(0), color=colour, alpha=0.2, linewidth=0)
+    axis.set_title(title)
+    axis.grid(color="#dddddd", linewidth=0.8)
+    axis.spines[["top", "right"]].set_visible(False)
