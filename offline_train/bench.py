@@ -26,7 +26,7 @@ from adapters.errors import UserError
 from adapters.files import write_json
 from adapters.progress import MoveBar, progress_bar
 from deploy.bundle import Bundle
-from offline_train.bench_algorithms import Budget, Comparison, Log, algorithms_table, compare
+from offline_train.bench_algorithms import Budget, Comparison, Log, algorithms_figure, algorithms_table, compare
 from offline_train.bench_cases import SPEED_CAPTION, SPEED_CASES, Case, Work, speed_cases, untrained_bundle
 from offline_train.bench_diffusion import DIFFUSION_CAPTION, DIFFUSION_CASES, diffusion_cases
 from offline_train.bench_priors import bench_priors, prior_figure, prior_table
@@ -266,13 +266,19 @@ def _move_on(move: MoveBar, before: int, done: int) -> None:
 
 
 def offline_algorithms(config: BenchConfig) -> dict[str, Any]:
-    """Train every offline algorithm on one log, as far as that is not done, and return the table as JSON."""
+    """Train every offline algorithm on one log, as far as that is not done, and return the table as JSON.
+
+    With a file for the figures a picture of them is drawn beside it.
+    """
     names = config.algorithms or [*config.budget.algorithms]
     folder = (config.output or Path("outputs/algorithms")) / f"{config.benchmark.name}-{config.budget.name}"
     comparison = Comparison(config.benchmark, config.budget, names, config.seeds or SEEDS, folder)
     with progress_bar("algorithms", unit="trainings") as move:
         figures = compare(comparison, config.workers, move)
-    return {"schema": SCHEMA, "name": "algorithms", "machine": machine(), **figures}
+    report = {"schema": SCHEMA, "name": "algorithms", "machine": machine(), **figures}
+    if config.json_file is not None:
+        algorithms_figure(report, config.json_file.with_suffix(".png"))
+    return report
 
 
 def study(config: BenchConfig) -> dict[str, Any]:

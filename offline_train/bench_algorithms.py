@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field
 from rich.table import Table
 
 from adapters.datasets import load_dataset
 from adapters.errors import UserError
-from adapters.files import read_jsonl
+from adapters.files import atomic_path, read_jsonl
 from adapters.progress import MoveBar
 from offline_train.algorithms.registry import LEARNERS
 from offline_train.commands import Piece, run_all, run_once
+from sim.charts import COLOURS
 from sim.intervals import mean_interval
 
 SHIPPED = "package://adapters/datasets/data"
@@ -177,6 +180,11 @@ def algorithm_figures(comparison: Comparison, algorithm: str) -> dict[str, Any]:
     }
 
 
+def by_return(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a table, that of the highest mean return first."""
+    return sorted(report["rows"], key=lambda row: -float(np.mean(row["returns"])))
+
+
 def algorithms_table(report: dict[str, Any]) -> Table:
     """Lay the returns out for the terminal, highest first, with Student intervals over training seeds."""
     log = report["log"]
@@ -188,7 +196,7 @@ def algorithms_table(report: dict[str, Any]) -> Table:
     )
     for title in ("algorithm", "updates", "return", "by seed", "normalised", "published"):
         table.add_column(title, justify="left" if title == "algorithm" else "right")
-    for row in sorted(report["rows"], key=lambda row: -float(np.mean(row["returns"]))):
+    for row in by_return(report):
         found = mean_interval(np.array(row["returns"]))
         span = "" if math.isnan(found.low) else f" ({found.low:,.0f} to {found.high:,.0f})"
         table.add_row(
@@ -200,3 +208,28 @@ def algorithms_table(report: dict[str, Any]) -> Table:
             "" if row["published"] is None else f"{row['published']:.1f}",
         )
     return table
+
+
+def algorithms_figure(report: dict[str, Any], path: Path) -> None:
+    """Draw every training's return, the means, and the log's own mean and best return.
+
+    Raises:
+        UserError: the place cannot be written.
+    """
+    rows, log = by_return(report)[::-1], report["log"]
+    whole = Figure(figsize=(7, 1.2 + 0.28 * len(rows)), dpi=130, layout="constrained")
+    FigureCanvasAgg(whole)
+    axis = whole.subplots()
+    for name, colour in (("mean_return", COLOURS[0]), ("best_return", COLOURS[3])):
+        axis.axvline(
+            log[name], color=colour, linestyle="--", linewidth=1, label=f"{name.split('_')[0]} of the log's episodes"
+        )
+    for place, row in enumerate(rows):
+        axis.barh(place, np.mean(row["returns"]), color=COLOURS[2], height=0.6)
+        axis.plot(row["returns"], [place] * len(row["returns"]), "o", color="#222222", markersize=3)
+    axis.set_yticks(range(len(rows)), [row["algorithm"] for row in rows])
+    axis.set_xlabel(f"return, {log['name']}: mean (bar) and training seeds (dots)")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(loc="lower right")
+    with atomic_path(path) as draft:
+        whole.savefig(draft, format="png")

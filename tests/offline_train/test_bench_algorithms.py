@@ -15,7 +15,7 @@ from rich.console import Console
 from adapters.errors import UserError
 from offline_train import commands
 from offline_train.bench import BenchConfig
-from offline_train.bench_algorithms import Budget, Comparison, Log, algorithms_table, compare
+from offline_train.bench_algorithms import Budget, Comparison, Log, algorithms_figure, algorithms_table, compare
 
 LOGS = [path.stem for path in Path("configs/benchmark").glob("*.yaml")]
 
@@ -89,7 +89,7 @@ def test_an_algorithm_that_the_budget_does_not_name_is_refused(tmp_path: Path) -
     assert not [*tmp_path.iterdir()]
 
 
-def test_the_table_has_the_highest_return_first_with_students_interval() -> None:
+def test_the_table_has_the_highest_return_first_with_students_interval(tmp_path: Path) -> None:
     # Returns of 1,000, 2,000 and 3,000: mean 2,000, standard deviation 1,000, t(0.975, 2) = 4.3027, so the interval
     # reaches 4.3027 x 1,000 / sqrt(3) = 2,484 to either side.
     report: dict[str, Any] = {
@@ -112,6 +112,8 @@ def test_the_table_has_the_highest_return_first_with_students_interval() -> None
     assert "2,000 (-484 to 4,484)" in text
     assert "19.0" in text  # the mean of 10, 20 and 27
     assert "36.1" in text
+    algorithms_figure(report, tmp_path / "table.png")
+    assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("name", LOGS)
