@@ -32,8 +32,8 @@ PLACE = re.compile(r"<(\w+)>")
 LAST = 0.1
 
 CAPTION = (
-    "return: mean of the deterministic policy's evaluations in the last tenth of the training, with Student's 95 % "
-    "interval over training seeds\nminutes: of a training, evaluations included"
+    "mean of the deterministic policy's evaluations in the last tenth of the training, with Student's 95 % interval "
+    "over training seeds\nminutes: of a training, evaluations included"
 )
 
 

@@ -1,4 +1,4 @@
-"""Learning curves of several ways to train, over their seeds: a table at every tenth of the steps, and a picture."""
+"""Learning curves of several ways to train, over their seeds: as a table and as a picture."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from adapters.files import atomic_path
 from sim.charts import COLOURS
 
 TENTHS = 10
+# Ways of one budget end a little apart, as their epochs do: by how much of it one may stand for longer than it lasted.
+ROUNDING = 0.05
 COLUMNS = 3
 
 
@@ -44,28 +46,29 @@ def align(steps: Sequence[Sequence[float]], values: Sequence[Sequence[float]]) -
 
 
 def curves_table(title: str, figure: str, curves: Mapping[str, Curves]) -> Table:
-    """Lay curves out for the terminal, at every tenth of the longest.
+    """Lay curves out for the terminal, at every tenth of the shortest and so on to the end of the longest.
 
     Args:
         title: above the table.
         figure: what is counted, `success` or `return`.
         curves: by the name of their column.
     """
-    longest = max(each.steps[-1] for each in curves.values())
+    ends = [each.steps[-1] for each in curves.values()]
+    tenth = min(ends) / TENTHS
     table = Table(title=f"{title}: mean {figure} (lowest to highest seed)")
     table.add_column("control steps", justify="right")
     for name in curves:
         table.add_column(name, justify="right")
-    for tenth in range(1, TENTHS + 1):
-        at = longest * tenth / TENTHS
+    for row in range(1, round(max(ends) / tenth) + 1):
+        at = row * tenth
         table.add_row(f"{at:,.0f}", *(_cell(figure, each, at) for each in curves.values()))
     return table
 
 
 def _cell(figure: str, curves: Curves, at: float) -> str:
-    """The figure of the last evaluation until then; empty where there is none, or the run ended long before."""
+    """The figure of the last evaluation until then; empty where there is none, or the run had ended."""
     places = np.flatnonzero(curves.steps <= at)
-    if not len(places) or at - curves.steps[places[-1]] > 0.1 * at:
+    if not len(places) or at > (1 + ROUNDING) * curves.steps[-1]:
         return ""
     values = curves.values[:, places[-1]]
     form = "{:.2f} ({:.2f} to {:.2f})" if figure == "success" else "{:,.0f} ({:,.0f} to {:,.0f})"
