@@ -20,10 +20,11 @@ from rich.table import Table
 
 from adapters.datasets import load_dataset
 from adapters.errors import UserError
-from adapters.files import atomic_path, read_jsonl
+from adapters.files import atomic_path
 from adapters.progress import MoveBar
 from offline_train.algorithms.registry import LEARNERS
 from offline_train.commands import Piece, run_all, run_once
+from offline_train.metrics import evaluations
 from sim.charts import COLOURS
 from sim.intervals import mean_interval
 
@@ -169,7 +170,7 @@ def log_figures(comparison: Comparison) -> dict[str, Any]:
 
 def algorithm_figures(comparison: Comparison, algorithm: str) -> dict[str, Any]:
     """Returns of an algorithm's finished trainings, seed by seed."""
-    last = [read_jsonl(comparison.run(algorithm, seed) / "metrics.jsonl")[-1] for seed in comparison.seeds]
+    last = [evaluations(comparison.run(algorithm, seed))[-1] for seed in comparison.seeds]
     return {
         "algorithm": algorithm,
         "updates": last[0]["step"],

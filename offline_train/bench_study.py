@@ -20,11 +20,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader  # type: ignore[import-untyped]
 
-from adapters.errors import UserError
-from adapters.files import read_jsonl
 from adapters.progress import MoveBar
 from offline_train.commands import Piece, run_all
 from offline_train.learning_curves import Curves, align, curves_table, draw
+from offline_train.metrics import evaluations
 from sim.intervals import mean_interval
 
 PLACE = re.compile(r"<(\w+)>")
@@ -130,7 +129,7 @@ def run_study(grid: Grid, workers: int, move: MoveBar) -> dict[str, Any]:
         move: moves a progress bar that counts commands.
 
     Raises:
-        UserError: a command fails, or a training was never evaluated.
+        UserError: a command fails, or a training was never evaluated or has diverged.
     """
     stages = [grid.prepared(name) for name in grid.study.prepare]
     stages.append([grid.training(cell, seed) for seed in grid.seeds for cell in grid.cells])
@@ -167,18 +166,6 @@ def row_figures(grid: Grid, cell: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def evaluations(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's figures that have a return.
-
-    Raises:
-        UserError: there are none.
-    """
-    lines = [line for line in read_jsonl(run / "metrics.jsonl") if line.get("return") is not None]
-    if not lines:
-        raise UserError(f"{run} was never evaluated; set evaluation_episodes above 0.")
-    return lines
-
-
 def mean_of_last(lines: Sequence[Mapping[str, Any]], figure: str) -> float:
     """Mean figure of the evaluations in the last tenth of a training."""
     whole = lines[-1]["step"]
@@ -189,7 +176,8 @@ def minutes(run: Path) -> float:
     """Wall time between the first and the last figures of a run, which a break does not add to."""
     seconds = 0.0
     for file in (run / "tensorboard").glob("events.*"):
-        times = [event.wall_time for event in EventFileLoader(str(file)).Load()]
+        # A call that was killed at once leaves an empty file.
+        times = [event.wall_time for event in EventFileLoader(str(file)).Load()] or [0.0]
         seconds += times[-1] - times[0]
     return seconds / 60
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from adapters.errors import UserError
 from adapters.files import atomic_path, read_jsonl
 
 
@@ -45,3 +46,18 @@ class MetricsLog:
 
     def __exit__(self, *_: Any) -> None:
         self._board.close()
+
+
+def evaluations(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's figures that have a return.
+
+    Raises:
+        UserError: there are none, or a return is no number.
+    """
+    lines = [line for line in read_jsonl(run / "metrics.jsonl") if "return" in line]
+    if not lines:
+        raise UserError(f"{run} was never evaluated; set evaluation_episodes above 0.")
+    for line in lines:
+        if line["return"] is None:
+            raise UserError(f"{run} has diverged: its return at update {line['step']:,} is no number; leave it out.")
+    return lines

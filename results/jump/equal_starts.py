@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from adapters.command import module_command
 from adapters.datasets import load_dataset
+from adapters.errors import UserError
 from offline_train.finished_run import Run
 from sim.environments import Environment, make_environment
 from sim.perturb import NOMINAL
@@ -42,8 +44,12 @@ def show(name: str, returns: np.ndarray, equal: np.ndarray) -> None:
     print(f"{name}: for equal starts {next(shown)}, as they are {next(shown)}")
 
 
-def main(log: Path, runs: list[Path]) -> None:
+@module_command
+def main(words: list[str]) -> None:
     """Print a line for the log's whole episodes and one for every run."""
+    if not words:
+        raise UserError("give the log and the runs, as in python results/jump/equal_starts.py jump.npz outputs/jump.")
+    log, *runs = map(Path, words)
     dataset, task = load_dataset(log), make_environment("halfcheetah-jump")
     height = dataset.metadata.observation_names.index("torso_height")
     whole = [rows for rows in dataset.episode_slices() if rows.stop - rows.start == STEPS]
@@ -56,4 +62,4 @@ def main(log: Path, runs: list[Path]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), [Path(folder) for folder in sys.argv[2:]])
+    sys.exit(main())

@@ -21,7 +21,6 @@ from offline_train.bench import BenchConfig
 from offline_train.bench_study import (
     Grid,
     Study,
-    evaluations,
     mean_of_last,
     minutes,
     run_study,
@@ -29,7 +28,7 @@ from offline_train.bench_study import (
     study_tables,
 )
 from offline_train.commands import Piece
-from offline_train.metrics import MetricsLog
+from offline_train.metrics import MetricsLog, evaluations
 from offline_train.settings import TrainConfig
 
 STUDIES = sorted(path.stem for path in Path("configs/study").glob("*.yaml"))
@@ -120,12 +119,24 @@ def test_a_run_that_was_never_evaluated_is_refused(tmp_path: Path) -> None:
         evaluations(tmp_path)
 
 
+def test_a_run_whose_return_is_no_number_is_refused(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path, "policy") as log:
+        log.write(1000, {"return": 5.0})
+        log.write(2000, {"return": float("nan")})
+    with pytest.raises(UserError, match="has diverged: its return at update 2,000 is no number"):
+        evaluations(tmp_path)
+
+
 def test_a_break_between_two_calls_is_no_part_of_the_minutes(tmp_path: Path) -> None:
     # Calls of 60 and 30 s, however long after each other: a minute and a half.
     for seconds in (60.0, 30.0):
         with MetricsLog(tmp_path, "policy", 1) as log:
             began = time.time()
             log._board.add_scalar("policy/loss", 0.0, 1, walltime=began + seconds)
+    # A call that is killed at once leaves an empty file, one that is killed while it writes half an event.
+    whole = next((tmp_path / "tensorboard").glob("events.*")).read_bytes()
+    (tmp_path / "tensorboard" / "events.killed").touch()
+    (tmp_path / "tensorboard" / "events.cut").write_bytes(whole[: len(whole) // 4])
     assert minutes(tmp_path) == pytest.approx(1.5, abs=0.02)
 
 
