@@ -140,7 +140,7 @@ def simulator_return(
     with PerturbedPlant(environment, [timeline(environment, world)] * episodes) as plant:
         obs = plant.reset(environment.initial_states(np.random.default_rng(seed), episodes), generators=[])
         for _ in range(steps):
-            action = act(torch.from_numpy(obs).float()).cpu().numpy()
+            action = act(torch.from_numpy(obs).float()).numpy()
             obs, reward, terminated = plant.step(environment.commands(action))
             returns += alive * reward
             alive &= ~terminated

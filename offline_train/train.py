@@ -131,7 +131,7 @@ def evaluated(
     assert isinstance(settings, OnlineConfig), "nothing else learns in tasks of gymnasium"
 
     def act(obs: np.ndarray) -> np.ndarray:
-        return algorithm.act_nominal(torch.from_numpy(obs).float()).cpu().numpy()
+        return algorithm.act_nominal(torch.from_numpy(obs).float()).numpy()
 
     return judge(act, task, episodes, seed, settings.episode_steps)
 

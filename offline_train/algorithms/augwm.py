@@ -130,4 +130,5 @@ class AugWm(Mopo):
     @torch.no_grad()
     def act_nominal(self, obs: Tensor) -> Tensor:
         """The deterministic action for the original dynamics."""
-        return self.act(obs, torch.full_like(obs, self.config.nominal))
+        known = obs.to(self.sac.obs_mean.device)
+        return self.act(known, torch.full_like(known, self.config.nominal)).to(obs.device)

@@ -49,7 +49,10 @@ class Algorithm(Protocol):
         """Do the next epoch; returns the means of its figures."""
 
     def act_nominal(self, obs: Tensor) -> Tensor:
-        """The deterministic action `(batch, act_dim)` in [-1, 1] for raw observations `(batch, obs_dim)`."""
+        """The deterministic action `(batch, act_dim)` in [-1, 1] for raw observations `(batch, obs_dim)`.
+
+        Observations may be on any device, and the action is on theirs, wherever the networks are.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs to go on bit-equal."""

@@ -91,7 +91,7 @@ class ModelFree:
     @torch.no_grad()
     def act_nominal(self, obs: Tensor) -> Tensor:
         """The deterministic action `(batch, act_dim)` in [-1, 1] for raw observations `(batch, obs_dim)`."""
-        return self.policy(obs.to(self.log.device))
+        return self.policy(obs.to(self.policy.obs_mean.device)).to(obs.device)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs to go on bit-equal."""

@@ -190,7 +190,7 @@ class Mopo:
     @torch.no_grad()
     def act_nominal(self, obs: Tensor) -> Tensor:
         """The deterministic action for the original dynamics."""
-        return self.sac(self._policy_input(obs, None))
+        return self.sac(self._policy_input(obs.to(self.sac.obs_mean.device), None)).to(obs.device)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs to go on bit-equal."""

@@ -153,7 +153,7 @@ class Online:
     @torch.no_grad()
     def act_nominal(self, obs: Tensor) -> Tensor:
         """The deterministic action `(batch, act_dim)` in [-1, 1] for raw observations."""
-        return self.learner(obs.to(self.device))
+        return self.learner(obs.to(self.device)).to(obs.device)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs to go on bit-equal."""

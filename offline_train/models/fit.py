@@ -117,6 +117,8 @@ class EnsembleTrainer:
         # Every member sees its own resampling of the data, drawn once (bootstrap).
         self.bootstrap = torch.randint(rows, (model.members, rows), generator=generator, device=train.inputs.device)
         self.best_error = torch.full((model.members,), float("inf"))
+        # What counts as a gain is 1 % below this; it moves with gains alone, as in MOPO's and Lu et al.'s code.
+        self.error_to_beat = self.best_error.clone()
         self.best_state = [p.detach().clone() for p in model.parameters()]
         self.steps = self.epochs_without_gain = 0
 
@@ -146,8 +148,8 @@ class EnsembleTrainer:
     def end_epoch(self) -> dict[str, float]:
         """Look at the held-out error, keep every member's best weights, and say where the fit stands."""
         error = holdout_error(self.model, self.holdout).mean(-1).cpu()
-        gain = (self.best_error - error) / self.best_error
-        improved = torch.isinf(self.best_error) | (gain > 0.01)
+        improved = error < 0.99 * self.error_to_beat
+        self.error_to_beat = torch.where(improved, error, self.error_to_beat)
         self.epochs_without_gain = 0 if bool(improved.any()) else self.epochs_without_gain + 1
         for best, now in zip(self.best_state, self.model.parameters(), strict=True):
             if now.dim() == 3:
@@ -179,6 +181,7 @@ class EnsembleTrainer:
             "generator": self.generator.get_state(),
             "bootstrap": self.bootstrap,
             "best_error": self.best_error,
+            "error_to_beat": self.error_to_beat,
             "best_state": self.best_state,
             "steps": self.steps,
             "epochs_without_gain": self.epochs_without_gain,
@@ -192,6 +195,7 @@ class EnsembleTrainer:
         self.generator.set_state(state["generator"])
         device = self.bootstrap.device
         self.bootstrap, self.best_error = state["bootstrap"].to(device), state["best_error"]
+        self.error_to_beat = state["error_to_beat"]
         self.best_state = [best.to(device) for best in state["best_state"]]
         self.steps, self.epochs_without_gain = state["steps"], state["epochs_without_gain"]
 

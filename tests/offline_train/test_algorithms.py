@@ -238,6 +238,20 @@ def test_acting_is_deterministic_and_bounded(name: str, toy: Toy) -> None:
 
 
 @every
+def test_observations_go_to_the_networks_device_and_actions_come_back(
+    name: str, toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Autocast does not know the meta device.
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: False)
+    # It holds no numbers: all goes well there until the action is copied back to where the observations
+    # are, which says so. Were the observations left where they are, the networks would refuse them (RuntimeError).
+    algorithm = make(name, toy)
+    algorithm.policy.to("meta")
+    with pytest.raises(NotImplementedError, match="no data"):
+        algorithm.act_nominal(toy_batch(5, seed=6).obs)
+
+
+@every
 def test_resumes_in_the_middle_to_the_bit(name: str, toy: Toy, tmp_path: Path) -> None:
     whole = make(name, toy)
     finish(whole)

@@ -121,6 +121,18 @@ def test_stops_early_where_nothing_is_gained() -> None:
     assert epochs == [20, 40, 60]
 
 
+def test_small_gains_add_up_to_one_that_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Every epoch gains 0.6 %: one after another is below 1 %, but every second time it is 0.994^2 = 0.988 < 0.99 of the
+    # error to beat. Three epochs of 0.4 % make 0.988, too, but after two (0.992) patience has ended.
+    for gain, epochs in ((0.006, 50), (0.004, 3)):
+        errors = iter([(1.0 - gain) ** epoch for epoch in range(50)])
+        monkeypatch.setattr("offline_train.models.fit.holdout_error", lambda *_, e=errors: torch.full((3, 1), next(e)))
+        trainer = toy_trainer(SMALL.model_copy(update={"patience": 2, "steps_per_epoch": 1, "max_steps": 50}))
+        seen = []
+        trainer.run(lambda step, figures, seen=seen: seen.append(step))
+        assert len(seen) == epochs
+
+
 def test_budget_is_kept_where_it_is_no_multiple_of_an_epoch() -> None:
     trainer = toy_trainer(SMALL.model_copy(update={"max_steps": 50}))
     epochs = []
