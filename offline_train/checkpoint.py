@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -74,14 +73,3 @@ def _put_tensors(value: Any, file: Any) -> Any:
     if isinstance(value, list):
         return [_put_tensors(v, file) for v in value]
     return value
-
-
-def state_equal(first: Any, second: Any) -> bool:
-    """Whether two nested states are equal to the bit."""
-    if isinstance(first, Tensor):
-        return isinstance(second, Tensor) and torch.equal(first, second)
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(state_equal(first[k], second[k]) for k in first)
-    if isinstance(first, (list, tuple)):
-        return len(first) == len(second) and all(state_equal(a, b) for a, b in zip(first, second, strict=True))
-    return bool(first == second)

@@ -26,7 +26,6 @@ from offline_train.algorithms.nppac import Nppac, NppacConfig
 from offline_train.algorithms.online import OnlineConfig
 from offline_train.algorithms.registry import make_algorithm, make_model_free
 from offline_train.algorithms.rma import Rma
-from offline_train.algorithms.sac import SacConfig
 from offline_train.algorithms.sac_bc import SacBc, SacBcConfig
 from offline_train.algorithms.sac_online import OnlineSac, OnlineSacConfig
 from offline_train.algorithms.synther_online import OnlineSynther, OnlineSyntherConfig
@@ -211,7 +210,7 @@ def run_online(config: TrainConfig, settings: OnlineSacConfig, watch: Watch | No
     if config.world is not None:
         note = world.model_dump(mode="json", exclude_defaults=True)
         config = config.model_copy(update={"perturbation": note})
-    start = earlier_policy(config, (settings.name,), settings.sac, environment.name)
+    start = earlier_policy(config, (settings.name,), settings, environment.name)
     prepare_folder(config)
     write_json(config.output / "run.json", run_record(config, {"sha256": "", "env": environment.name, "rows": 0}))
     robots = robots_of(environment, settings.robots, config.seed, world)
@@ -290,13 +289,15 @@ def training_world(config: TrainConfig, settings: OnlineSacConfig, environment: 
     return world
 
 
-def earlier_policy(config: TrainConfig, of: tuple[str, ...], sac: SacConfig, env: str) -> dict[str, Any] | None:
+def earlier_policy(
+    config: TrainConfig, of: tuple[str, ...], settings: MopoConfig | OnlineSacConfig, env: str
+) -> dict[str, Any] | None:
     """Return the learner of the run that this one starts from, as that left it; None where it starts from none.
 
     Args:
         config: settings of this run.
         of: the algorithms that it may be of.
-        sac: the learner's settings.
+        settings: of the algorithm.
         env: the environment.
 
     Raises:
@@ -309,11 +310,12 @@ def earlier_policy(config: TrainConfig, of: tuple[str, ...], sac: SacConfig, env
     before = record["config"]["algorithm"]
     if before["name"] not in of or record["dataset"]["env"] != env:
         raise UserError(f"{folder} is no run of algorithm={' or '.join(of)} in {env}; start from one.")
-    if before["sac"]["hidden"] != sac.hidden:
-        raise UserError(
-            f"the networks in {folder} have hidden layers of {before['sac']['hidden']}; give "
-            f"algorithm.sac.hidden={before['sac']['hidden']}."
-        )
+    for part in ("sac", "prior"):
+        if hasattr(settings, part) and part in before and before[part]["hidden"] != getattr(settings, part).hidden:
+            raise UserError(
+                f"the networks of '{part}' in {folder} have hidden layers of {before[part]['hidden']}; give "
+                f"algorithm.{part}.hidden={before[part]['hidden']}."
+            )
     return load_checkpoint(folder / "policy.safetensors")
 
 
@@ -328,7 +330,7 @@ def run_offline(config: TrainConfig, settings: MopoConfig | ModelFreeConfig | No
     start = None
     if isinstance(settings, MopoConfig):
         kin = ("mopo", "mabe") if isinstance(settings, MabeConfig) else ("mopo",)
-        start = earlier_policy(config, kin, settings.sac, environment.name)
+        start = earlier_policy(config, kin, settings, environment.name)
         settings.context_spec(robot)  # refuses what the robot does not observe, before anything is trained
     prepare_folder(config)
     described = {"sha256": dataset.metadata.sha256, "env": environment.name, "rows": len(dataset)}

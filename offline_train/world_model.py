@@ -121,7 +121,7 @@ def take_world_model(earlier: Path, data: Data, folder: Path) -> DynamicsEnsembl
     """Copy the world model of an earlier run into this run's folder and return it.
 
     Raises:
-        UserError: there is none, or it was fitted on other data.
+        UserError: there is none, or it was fitted to another log; what was drawn from a log counts as that log.
     """
     model = load_world_model(earlier, data)
     for name in ("world_model.safetensors", "world_model.json"):
@@ -141,7 +141,7 @@ def load_world_model(folder: Path, data: Data) -> DynamicsEnsemble:
     """Read the world model of an earlier run.
 
     Raises:
-        UserError: there is none, or it was fitted on other data.
+        UserError: there is none, or it was fitted to another log; what was drawn from a log counts as that log.
     """
     record = read_json(folder / "run.json")
     if record["dataset"]["sha256"] != data.dataset.metadata.sha256:

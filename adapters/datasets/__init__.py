@@ -19,13 +19,12 @@ from adapters.datasets.minari import check_folder, data_folder, read_minari, sav
 from adapters.datasets.npz import read_npz, save_npz
 from adapters.datasets.robot_log import LogLayout
 from adapters.datasets.rosbag import bag_in, read_rosbag
-from adapters.datasets.transitions import Metadata, Normaliser, TransitionDataset
+from adapters.datasets.transitions import Metadata, TransitionDataset
 from adapters.errors import UserError
 
 __all__ = [
     "LogLayout",
     "Metadata",
-    "Normaliser",
     "TransitionDataset",
     "check_output",
     "load_dataset",

@@ -7,15 +7,12 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from adapters.datasets.checks import FIELDS, checked_arrays, episode_ends
 from adapters.errors import UserError
-
-# A dimension that hardly moves must not be blown up into noise; TD3+BC (arXiv 2106.06860) adds the same 1e-3.
-STD_FLOOR = 1e-3
 
 
 @dataclass(frozen=True)
@@ -71,13 +68,6 @@ class Metadata:
             raise UserError(
                 f"{file}: the field 'metadata' is not what Surefoot writes ({error}); write it again."
             ) from error
-
-
-class Normaliser(NamedTuple):
-    """Mean and standard deviation of every dimension, `(dim,)` float32; normalised = (value - mean) / std."""
-
-    mean: np.ndarray
-    std: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,16 +162,6 @@ class TransitionDataset:
         """Return the undiscounted sum of rewards of every episode, `(episodes,)` float64."""
         starts = [rows.start for rows in self.episode_slices()]
         return np.add.reduceat(self.rewards.astype(np.float64), starts)
-
-    def normaliser(self) -> Normaliser:
-        """Return mean and standard deviation of the observations, `(obs_dim,)` float32 each.
-
-        The standard deviation is at least `STD_FLOOR`, and 1 where a dimension never changes.
-        """
-        mean = self.observations.mean(axis=0, dtype=np.float64)
-        std = np.maximum(self.observations.std(axis=0, dtype=np.float64), STD_FLOOR)
-        std[np.ptp(self.observations, axis=0) == 0.0] = 1.0
-        return Normaliser(mean.astype(np.float32), std.astype(np.float32))
 
     def packed(self) -> np.ndarray:
         """Return the rows `[obs, action, reward, next_obs, terminal]`, `(N, 2 obs_dim + act_dim + 2)` float32.

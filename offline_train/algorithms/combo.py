@@ -10,7 +10,9 @@ a share f (`real_fraction`) of them from the log. So the critics are low where t
 log has shown. As in CQL no entropy is backed up. The paper has 1/2 before the last term: its beta is half of this one.
 
 The paper's own code is not public. f, beta and the horizon are those of OfflineRL-Kit (run_example/run_combo.py) for
-HalfCheetah medium-replay, as are the widths and step sizes; it writes the last term as here.
+HalfCheetah medium-replay, as are the widths and step sizes; it writes the last term as here. Unlike here its default
+takes the integral over the log's observations, too, where the paper has the rollouts' alone, and its actor's step size
+falls along a cosine.
 """
 
 from __future__ import annotations

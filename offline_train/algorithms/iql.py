@@ -6,6 +6,9 @@ that grow with the advantage:
     L_V = E[ |tau - 1(u < 0)| u^2 ],  u = Q(s, a) - V(s)                          (equation 5)
     L_Q = E[ (r + gamma V(s') - Q(s, a))^2 ]                                      (equation 6)
     L_pi = -E[ exp(beta (Q(s, a) - V(s))) log pi(a|s) ]                           (equation 7)
+
+For locomotion the authors' code first multiplies rewards by 1,000 and divides them by the range of the log's returns.
+Here rewards stay as they are, which is as theirs with a beta that is greater by that range / 1,000.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ MOST_WEIGHT = 100.0
 
 
 class IqlConfig(ActorCriticConfig):
-    """Settings of IQL; the defaults are the authors' for locomotion, but for fewer updates."""
+    """Settings of IQL; the defaults are the authors' for locomotion, but for fewer updates and unscaled rewards."""
 
     name: Literal["iql"] = "iql"
     expectile: float = Field(default=0.7, gt=0, lt=1, description="tau of the expectile; 0.5 is the mean")

@@ -14,7 +14,7 @@ import pytest
 import torch
 from test_train import refusal, stop_at
 from torch import Tensor
-from toy import NOISE, ROBOT, toy_batch, toy_step
+from toy import NOISE, ROBOT, state_equal, toy_batch, toy_step
 
 from adapters.datasets import Metadata, TransitionDataset, save_npz
 from deploy.bundle import Bundle
@@ -23,7 +23,7 @@ from offline_train.adapt import in_segments, inferred_context, judge, make_nomin
 from offline_train.algorithms.augwm_actuators import ActuatorAugWmConfig
 from offline_train.algorithms.mopo import Mopo, MopoConfig
 from offline_train.algorithms.sac import Sac, SacConfig, anchor_loss
-from offline_train.checkpoint import load_checkpoint, state_equal
+from offline_train.checkpoint import load_checkpoint
 from offline_train.evaluate import Imagined, imagine
 from offline_train.finished_run import Run
 from offline_train.models.fit import EnsembleTrainer

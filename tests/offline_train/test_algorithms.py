@@ -12,7 +12,7 @@ import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from torch import Tensor, nn
-from toy import Toy, toy_batch, toy_step
+from toy import Toy, state_equal, toy_batch, toy_step
 
 from offline_train.algorithms.augwm import AugWmConfig
 from offline_train.algorithms.augwm_actuators import ActuatorAugWmConfig
@@ -34,7 +34,7 @@ from offline_train.algorithms.registry import LEARNERS, make_algorithm, make_mod
 from offline_train.algorithms.rma import RmaConfig
 from offline_train.algorithms.sac import SacConfig
 from offline_train.algorithms.td3_bc import Td3BcConfig
-from offline_train.checkpoint import load_checkpoint, save_checkpoint, state_equal
+from offline_train.checkpoint import load_checkpoint, save_checkpoint
 from offline_train.graphs import PARITY_TOLERANCE, PolicyGraph, check_parity, to_onnx
 from offline_train.networks import training_precision
 from sim.terminations import never

@@ -14,9 +14,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from toy import state_equal
 
 from adapters.errors import UserError
-from offline_train.checkpoint import load_checkpoint, save_checkpoint, state_equal
+from offline_train.checkpoint import load_checkpoint, save_checkpoint
 
 STATE: dict[str, Any] = {
     "weights": torch.arange(6.0).view(2, 3).T,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy import toy_batch, toy_trainer
+from toy import state_equal, toy_batch, toy_trainer
 
-from offline_train.checkpoint import load_checkpoint, save_checkpoint, state_equal
+from offline_train.checkpoint import load_checkpoint, save_checkpoint
 from offline_train.models.ensemble import DynamicsEnsemble
 from offline_train.models.fit import (
     EnsembleConfig,

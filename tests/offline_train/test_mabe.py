@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from toy import Toy, toy_batch
+from toy import Toy, state_equal, toy_batch
 
 from offline_train.algorithms.augwm_mabe import MabeAugWm, MabeAugWmConfig
 from offline_train.algorithms.awbc import AwbcConfig
 from offline_train.algorithms.mabe import Mabe, MabeConfig, MabeSac, gaussian_kl
 from offline_train.algorithms.sac import SacConfig
-from offline_train.checkpoint import state_equal
 from offline_train.networks import Actor, squashed_density
 from sim.terminations import never
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from toy import PUSH, toy_batch, toy_step
+from toy import PUSH, state_equal, toy_batch, toy_step
 
-from offline_train.checkpoint import load_checkpoint, save_checkpoint, state_equal
+from offline_train.checkpoint import load_checkpoint, save_checkpoint
 from offline_train.diffusion.edm import SamplerConfig
 from offline_train.diffusion.fit import Examples, FitConfig, ModelTrainer, holdout_loss
 from offline_train.diffusion.scale import RowScale

@@ -12,7 +12,7 @@ import pytest
 import torch
 from test_train import SMALL, refusal, stop_at, write_log
 from torch import nn
-from toy import Toy, toy_batch
+from toy import Toy, state_equal, toy_batch
 
 from adapters.files import read_jsonl
 from deploy.bundle import Bundle
@@ -20,7 +20,7 @@ from offline_train.algorithms.base import bellman_target, mean_figures, move_tow
 from offline_train.algorithms.model_free import ModelFree
 from offline_train.algorithms.registry import make_model_free
 from offline_train.algorithms.td3_bc import Td3BcConfig
-from offline_train.checkpoint import load_checkpoint, state_equal
+from offline_train.checkpoint import load_checkpoint
 
 CommandLine = Callable[..., Any]
 

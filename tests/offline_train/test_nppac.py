@@ -12,6 +12,7 @@ import pytest
 import torch
 from test_sac_online import point
 from torch import Tensor
+from toy import state_equal
 
 from adapters.datasets import Metadata, TransitionDataset, save_npz
 from adapters.files import read_jsonl
@@ -31,7 +32,7 @@ from offline_train.algorithms.nppac import (
 )
 from offline_train.algorithms.sac import SacConfig
 from offline_train.algorithms.sac_bc import SacBc, SacBcConfig, cloning_error, cloning_likelihood
-from offline_train.checkpoint import load_checkpoint, save_checkpoint, state_equal
+from offline_train.checkpoint import load_checkpoint, save_checkpoint
 from offline_train.priors.base import Moments, Prior
 from offline_train.replay import Batch
 from sim.gymnasium_tasks import OpenRobots, OpenTask, find_task

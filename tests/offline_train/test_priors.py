@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from toy import state_equal
 
 from adapters.errors import UserError
 from offline_train.bench_priors import shipped_prior
-from offline_train.checkpoint import state_equal
 from offline_train.export import PRIOR_TOLERANCE
 from offline_train.graphs import PriorGraph, check_parity, to_onnx
 from offline_train.priors import deep_gp, exact_gp, sparse_gp

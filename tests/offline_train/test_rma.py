@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 from test_train import SMALL, stop_at, write_log
 from torch import Tensor
-from toy import PUSH, Toy
+from toy import PUSH, Toy, state_equal
 
 from adapters.files import read_jsonl
 from deploy.bundle import Bundle
@@ -21,7 +21,7 @@ from deploy.controller import Controller
 from offline_train.algorithms.augwm_actuators import delivered
 from offline_train.algorithms.rma import Rma, RmaConfig, age_in_episode, commands_behind
 from offline_train.algorithms.sac import SacConfig
-from offline_train.checkpoint import load_checkpoint, state_equal
+from offline_train.checkpoint import load_checkpoint
 from offline_train.replay import Batch
 from sim.terminations import never
 

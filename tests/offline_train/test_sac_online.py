@@ -13,12 +13,13 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from toy import state_equal
 
 from adapters.files import read_jsonl
 from deploy.bundle import Bundle
 from offline_train.algorithms.sac import SacConfig
 from offline_train.algorithms.sac_online import OnlineSac, OnlineSacConfig
-from offline_train.checkpoint import load_checkpoint, save_checkpoint, state_equal
+from offline_train.checkpoint import load_checkpoint, save_checkpoint
 from offline_train.evaluate import simulator_return
 from offline_train.finished_run import Run
 from offline_train.replay import Batch

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 from test_sac_online import finish, point
+from toy import state_equal
 
 from adapters.files import read_json, read_jsonl
 from offline_train.algorithms.redq import RedqConfig
 from offline_train.algorithms.sac import SacConfig
 from offline_train.algorithms.sac_online import OnlineSac
 from offline_train.algorithms.synther_online import OnlineSynther, OnlineSyntherConfig
-from offline_train.checkpoint import load_checkpoint, save_checkpoint, state_equal
+from offline_train.checkpoint import load_checkpoint, save_checkpoint
 from offline_train.diffusion.edm import SamplerConfig
 from offline_train.diffusion.synther import DiffusionConfig
 from sim.online_robots import PlantRobots

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from toy import state_equal
 
 from adapters.datasets import Metadata, TransitionDataset, save_npz
 from adapters.files import read_json, read_jsonl
 from deploy.bundle import Bundle
 from offline_train.algorithms.mopo import Mopo
-from offline_train.checkpoint import load_checkpoint, state_equal
+from offline_train.checkpoint import load_checkpoint
 from offline_train.models.fit import EnsembleTrainer
 
 CommandLine = Callable[..., Any]
@@ -300,4 +301,12 @@ def test_a_conditioned_policy_goes_on_from_mopo(train: Train, tmp_path: Path) ->
     assert "there is no file" in refusal(train("no", *onwards, f"start_from={tmp_path / 'none'}"))
     wider = refusal(train("no", *onwards, f"start_from={tmp_path / 'base'}", "algorithm.sac.hidden=[9,9]"))
     assert "give algorithm.sac.hidden=[" in wider
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_prior_of_another_size_is_refused(train: Train, tmp_path: Path) -> None:
+    small = ["algorithm.prior.updates=5", "algorithm.prior.batch_size=16", "evaluation_episodes=0"]
+    assert train("base", "algorithm=mabe", "algorithm.prior.hidden=[8,8]", *small).code == 0
+    onwards = ["algorithm=augwm-mabe", f"world_model={tmp_path / 'base'}", f"start_from={tmp_path / 'base'}", *small]
+    assert "give algorithm.prior.hidden=[8, 8]" in refusal(train("no", *onwards))
     assert not (tmp_path / "no").exists()

@@ -18,12 +18,13 @@ from optuna import create_trial
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 from test_train import SMALL, refusal, write_log
+from toy import state_equal
 
 import surefoot
 from adapters.errors import UserError
 from adapters.files import read_json, read_jsonl
 from offline_train import tune
-from offline_train.checkpoint import load_checkpoint, state_equal
+from offline_train.checkpoint import load_checkpoint
 from offline_train.search_space import as_overrides, read_space
 from offline_train.settings import NoAlgorithm, TrainConfig
 from offline_train.train import Watch

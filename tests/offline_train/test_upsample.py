@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 from test_train import EPISODES, LENGTH, SMALL, refusal, write_log
+from toy import state_equal
 
 from adapters.datasets import load_dataset
 from adapters.files import read_json, read_jsonl
-from offline_train.checkpoint import load_checkpoint, state_equal
+from offline_train.checkpoint import load_checkpoint
 from offline_train.data import mixed
 from offline_train.diffusion import upsample
 from offline_train.diffusion.fit import ModelTrainer

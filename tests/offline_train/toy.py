@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,3 +58,14 @@ def toy_trainer(config: EnsembleConfig, seed: int = 0) -> EnsembleTrainer:
     set_normalisers(model, train.obs, train.action, train.next_obs, train.reward)
     parts = [fit_data(model, b.obs, b.action, b.next_obs, b.reward) for b in (train, holdout)]
     return EnsembleTrainer(model, *parts, config, torch.Generator().manual_seed(seed))
+
+
+def state_equal(first: Any, second: Any) -> bool:
+    """Whether two nested states are equal to the bit."""
+    if isinstance(first, Tensor):
+        return isinstance(second, Tensor) and torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(state_equal(first[k], second[k]) for k in first)
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(state_equal(a, b) for a, b in zip(first, second, strict=True))
+    return bool(first == second)

@@ -48,18 +48,6 @@ def test_returns() -> None:
     np.testing.assert_array_equal(make(arrays).episode_returns(), [1.0, 9.0, 11.0])
 
 
-def test_normaliser() -> None:
-    arrays = chain(4, obs_dim=3)
-    for name in ("observations", "next_observations"):
-        arrays[name][:, 1] = 5.0
-        arrays[name][:, 2] *= 1e-6
-    mean, std = make(arrays).normaliser()
-    # 0, 1, 2, 3: mean 1.5, variance (2.25 + 0.25 + 0.25 + 2.25) / 4 = 1.25; a constant; and one below the floor.
-    np.testing.assert_allclose(mean, [1.5, 5.0, 1.5e-6], rtol=1e-6)
-    np.testing.assert_allclose(std, [np.sqrt(1.25), 1.0, 1e-3], rtol=1e-6)
-    assert mean.dtype == std.dtype == np.float32
-
-
 def test_packed(dataset: TransitionDataset) -> None:
     packed = dataset.packed()
     assert packed.shape == (15, 2 * 3 + 2 + 2)
