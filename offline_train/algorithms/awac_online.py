@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import Field
 
 from offline_train.algorithms.awac import Awac, AwacConfig
 from offline_train.algorithms.demonstrated import Demonstrated, DemonstratedConfig
@@ -22,7 +21,6 @@ class OnlineAwacConfig(DemonstratedConfig):
     """Settings of AWAC online; those of the learner are `awac`'s."""
 
     name: Literal["awac-online"] = "awac-online"
-    pretrain_epochs: int = Field(default=100, ge=0, description="passes over the demonstrations before all else")
     fill_replay: Literal[True] = True
     awac: AwacConfig = AwacConfig()
 

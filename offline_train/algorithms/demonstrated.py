@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from offline_train.algorithms.base import Learner
 from offline_train.algorithms.online import Online, OnlineConfig
@@ -76,11 +76,13 @@ class Demonstrated(Online):
         """Gradient steps of `pretrain`."""
         return self.config.pretrain_epochs * self.steps_a_pass
 
-    def _fit_actor(
-        self, actor: nn.Module, loss_of: Callable[[Tensor], Tensor], learning_rate: float, report: Report
-    ) -> None:
-        """Minimise a loss of rows of the demonstrations over an actor, pass after pass, in an order drawn anew."""
-        optimizer = torch.optim.Adam(actor.parameters(), lr=learning_rate, fused=True)
+    def _fit_actor(self, loss_of: Callable[[Tensor], Tensor], report: Report) -> None:
+        """Minimise a loss of rows of the demonstrations over the actor, pass after pass, in an order drawn anew.
+
+        The optimizer is the one that learns on afterwards: with what it knows of the gradients' sizes the first updates
+        on little data leave the actor nearer to where it is than steps of full size would.
+        """
+        optimizer = self.learner.optimizer
         for epoch in range(self.config.pretrain_epochs):
             order = torch.randperm(len(self.demonstrations.obs), generator=self.generator, device=self.device)
             for rows in order.split(self.config.pretrain_batch):

@@ -9,11 +9,12 @@ the policy learns in the simulator with the reverse KL to it in place of SAC's e
 The gap of the means weighs 1 / s0^2 in the divergence, so a prior whose standard deviation collapses away from its
 data holds the policy hardest where it knows least, and its gradient explodes there. That of a Gaussian process grows.
 
-As in the authors' code alpha is fixed, the divergence is estimated from the one action that is drawn, the policy is
-first fitted to the prior on the demonstrations' states, and the replay starts empty. Unlike there the networks read
-standardised observations, unless told otherwise: on raw ones the policy does not come close to its prior in as many
-steps. As the prior stays as it is, the replay keeps with every observation what the prior says of it, so that it is
-asked once for every step of the robots and not for every row of every batch.
+As in the authors' code alpha is fixed, the divergence is estimated from the one action that is drawn, the prior's
+density takes its variance for the standard deviation (`scale`; their alpha was chosen so), the policy is first fitted
+to the prior on the demonstrations' states, by the optimizer that learns on, and the replay starts empty. Unlike there
+the networks read standardised observations, unless told otherwise: on raw ones the policy does not come close to its
+prior in as many steps. As the prior stays as it is, the replay keeps with every observation what the prior says of it,
+so that it is asked once for every step of the robots and not for every row of every batch.
 """
 
 from __future__ import annotations
@@ -37,10 +38,13 @@ from sim.online_robots import OnlineRobots
 
 
 class NppacConfig(DemonstratedConfig):
-    """Settings of N-PPAC; the defaults are those of the authors' code for HalfCheetah, but for fewer updates."""
+    """Settings of N-PPAC.
+
+    The defaults are those of the authors' code for HalfCheetah, but for fewer updates and standardised observations;
+    its prior is an exact process of every row.
+    """
 
     name: Literal["nppac", "brac-online"] = "nppac"
-    random_steps: int = Field(default=1_000, ge=1, description="control steps of the first policy before any update")
     alpha: float = Field(default=0.1, ge=0, description="weight of the divergence from the prior")
     policy: Literal["squashed", "gaussian"] = Field(
         default="squashed", description="Gaussian squashed by tanh, or around a squashed mean, as for the Adroit hand"
@@ -51,7 +55,7 @@ class NppacConfig(DemonstratedConfig):
         default="sampled", description="how the KL is computed; in closed form for the unsquashed policy alone"
     )
     scale: Literal["deviation", "variance"] = Field(
-        default="deviation", description="what of the prior its density takes for the standard deviation"
+        default="variance", description="what of the prior its density takes for the standard deviation"
     )
     standardise: bool = Field(
         default=True, description="whether the networks read observations in standard deviations of the demonstrations'"
@@ -233,6 +237,4 @@ class Nppac(Demonstrated):
     def pretrain(self, report: Report) -> None:
         """Fit the policy to the prior on the demonstrations' states."""
         told = self.tell(self.demonstrations.obs)
-        self._fit_actor(
-            self.learner.actor, lambda rows: self.learner.pretrain_loss(told[rows]), self.config.learning_rate, report
-        )
+        self._fit_actor(lambda rows: self.learner.pretrain_loss(told[rows]), report)

@@ -74,7 +74,8 @@ class Online:
         self.config, self.learner, self.robots, self.generator = config, learner, robots, generator
         self.device = generator.device
         acted = config.steps_per_update * -(-config.updates // config.updates_per_step)
-        capacity = spare + config.random_steps + acted + 2 * config.robots
+        self.control_steps = config.random_steps + acted
+        capacity = spare + self.control_steps + 2 * config.robots
         self.replay = Replay(capacity, robots.obs_dim + told, robots.act_dim, self.device)
         self.obs = self.tell(self._tensor(robots.start()))
         self.lengths = np.zeros(config.robots, int)

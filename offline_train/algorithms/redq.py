@@ -21,7 +21,7 @@ from offline_train.algorithms.sac_online import OnlineSacConfig
 
 
 class RedqConfig(OnlineSacConfig):
-    """Settings of REDQ; the defaults are its authors', for 100,000 control steps."""
+    """Settings of REDQ; the defaults are those that SynthER's authors gave it, for 100,000 control steps."""
 
     name: Literal["redq"] = "redq"  # type: ignore[assignment]
     updates: int = Field(default=1_900_000, ge=1, description="gradient steps in all")
@@ -32,7 +32,7 @@ class RedqConfig(OnlineSacConfig):
     critics: int = Field(default=10, ge=1, description="N, how many critics")
     bootstrapped: int = Field(default=2, ge=1, description="M, of how many the smallest is bootstrapped from")
     policy_delay: int = Field(default=20, ge=1, description="updates of the critics for one of the actor")
-    sac: SacConfig = SacConfig(target_entropy=None)
+    sac: SacConfig = SacConfig(target_entropy=None, average_rate=1e-2)
 
     @model_validator(mode="after")
     def _enough_critics(self) -> RedqConfig:

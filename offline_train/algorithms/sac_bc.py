@@ -30,7 +30,6 @@ class SacBcConfig(DemonstratedConfig):
     """Settings of both."""
 
     name: Literal["sac-bc", "dapg"] = "sac-bc"
-    learning_rate: float = Field(default=3e-4, gt=0, description="Adam's step size of the cloning")
     weight: float = Field(default=0.1, ge=0, description="w, of the demonstrations' loss")
     factor: float = Field(default=1.0, gt=0, le=1, description="f, what w is multiplied by every 1,000 updates")
     sac: SacConfig = SacConfig(target_entropy=None, average_rate=1.0)
@@ -89,7 +88,11 @@ class SacBc(Demonstrated):
             learner = CloningSac(demonstrations, config, generator)
         super().__init__(config, learner, robots, demonstrations, generator)
 
+    def first_actions(self, obs: Tensor) -> Tensor:
+        """The cloned policy's means: cloning by squared error learns no spread to draw from."""
+        return self.act_nominal(obs)
+
     def pretrain(self, report: Report) -> None:
         """Clone the demonstrations."""
-        self._fit_actor(self.learner.actor, self.learner.cloning_loss, self.config.learning_rate, report)
+        self._fit_actor(self.learner.cloning_loss, report)
         self.learner.average_actor.load_state_dict(self.learner.actor.state_dict())

@@ -4,8 +4,8 @@ Every 10,000 control steps a new model is fitted to all that the robot has done,
 from it in the place of those drawn before. SAC then learns twenty times from each step without a change to the
 algorithm: REDQ's schedule with two critics, both of them bootstrapped from, as the authors' code has it.
 
-The authors model no terminals and leave rewards as they are in dm_control; here what never changes is not modelled, and
-everything else is standardised, in every environment.
+The authors model no terminals and leave rewards as they are in dm_control; here what never changes is not modelled,
+and everything but terminals is standardised, in every environment.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ class OnlineSynther(OnlineSac):
 
     def _step(self, *args: Any) -> list[float]:
         ended = super()._step(*args)
-        if self.steps // self.config.refresh_every > self.models:
+        # After the last control step a new model would be of use for that one alone.
+        if self.steps // self.config.refresh_every > self.models and self.steps < self.control_steps:
             self._refresh()
         return ended
 

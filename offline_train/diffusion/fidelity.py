@@ -50,10 +50,17 @@ def correlation_score(real: np.ndarray, synthetic: np.ndarray) -> float:
     return float(np.mean(1.0 - gap[np.triu_indices(len(gap), 1)] / 2.0))
 
 
-def nearest_distance(rows: np.ndarray, log: np.ndarray, chunk: int = 500) -> np.ndarray:
-    """Euclidean distance of each row `(n, columns)` to the nearest of the log `(m, columns)`: `(n,)`."""
-    targets = torch.from_numpy(log)
-    nearest = [torch.cdist(part, targets).amin(1) for part in torch.from_numpy(rows).split(chunk)]
+def nearest_distance(rows: np.ndarray, log: np.ndarray, chunk: int = 500, *, of_log: bool = False) -> np.ndarray:
+    """Euclidean distance of each row `(n, columns)` to the nearest of the log `(m, columns)`: `(n,)`.
+
+    Args:
+        rows: what is looked at.
+        log: what it is compared with.
+        chunk: rows at once.
+        of_log: whether the rows are the log's own, so that the nearest other one is asked for.
+    """
+    targets, rank = torch.from_numpy(log), 2 if of_log else 1
+    nearest = [torch.cdist(part, targets).kthvalue(rank, 1).values for part in torch.from_numpy(rows).split(chunk)]
     return torch.cat(nearest).numpy()
 
 
@@ -118,21 +125,26 @@ def compare(
         "marginal": marginal_score(*columns),
         "correlation": correlation_score(*columns),
         "left_out": len(single) - len(judged.kept),
-        "distance": nearest_distance(rows[judged.kept] / scale, real / scale).tolist(),
+        "distance": nearest_distance(rows[judged.kept] / scale, real / scale, of_log=dataset is log).tolist(),
         "error": judged.error.tolist(),
         "made_by": dataset.metadata.synthetic,
     }
 
 
-def halves(log: TransitionDataset, generator: np.random.Generator) -> dict[str, Any]:
-    """The figures of one half of the log's rows beside the other: what a perfect model reaches."""
+def itself(log: TransitionDataset, generator: np.random.Generator) -> dict[str, Any]:
+    """What a perfect model reaches.
+
+    The scores are those of one half of the log's rows beside the other; distances are to the nearest other row of all
+    of them, for the nearest of fewer rows is further away.
+    """
     order = generator.permutation(len(log))
     parts = []
     for rows in np.array_split(order, 2):
         arrays = {name: values[rows] for name, values in log.arrays().items()}
         arrays["timeouts"] = ~arrays["terminals"]
         parts.append(TransitionDataset.from_arrays(arrays, log.metadata, "half of the log"))
-    return compare(LOG_ITSELF, parts[0], parts[1], generator)
+    halves, whole = (compare(LOG_ITSELF, *pair, generator) for pair in (parts, (log, log)))
+    return whole | {score: halves[score] for score in ("marginal", "correlation")}
 
 
 def read(paths: Sequence[Path]) -> tuple[TransitionDataset, dict[str, TransitionDataset]]:
@@ -157,7 +169,7 @@ def read(paths: Sequence[Path]) -> tuple[TransitionDataset, dict[str, Transition
 def report(paths: Sequence[Path], seed: int = 0) -> list[dict[str, Any]]:
     """The figures of every file, after those of the log itself."""
     log, found = read(paths)
-    rows = [halves(log, np.random.default_rng(seed))]
+    rows = [itself(log, np.random.default_rng(seed))]
     return rows + [compare(name, dataset, log, np.random.default_rng(seed)) for name, dataset in found.items()]
 
 

@@ -66,6 +66,9 @@ class Prior(nn.Module, ABC):
     def predict(self, obs: Tensor, noise: bool = True) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the action, `(batch, act_dim)` each.
 
+        They are computed in full precision, whatever a training around it has: a variance is a small difference of
+        large numbers, of which bfloat16 leaves nothing.
+
         Args:
             obs: `(batch, obs_dim)`.
             noise: whether the standard deviation is that of an action, or of what the demonstrator means to do.
@@ -75,10 +78,9 @@ class Prior(nn.Module, ABC):
         """
         if obs.ndim != 2 or obs.shape[1] != self.obs_dim:
             raise ValueError(f"the prior reads observations (batch, {self.obs_dim}), and these are {tuple(obs.shape)}")
-        if noise:
-            return self(obs)
-        mean, variance, _ = self.moments(obs)
-        return mean, variance.sqrt()
+        with torch.autocast(obs.device.type, enabled=False):
+            mean, variance, about = self.moments(obs)
+        return mean, (variance + about if noise else variance).sqrt()
 
     @torch.no_grad()
     def predict_all(self, obs: Tensor, at_once: int = 1_024) -> tuple[Tensor, Tensor]:

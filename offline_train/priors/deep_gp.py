@@ -2,8 +2,9 @@
 
 It is fitted by doubly stochastic variational inference (Salimbeni and Deisenroth 2017, arXiv 1705.08933), which
 gpytorch has: inducing points in every layer, batches of rows, samples of the hidden layer. The hidden layer adds
-the first dimensions of the observation to its output, as theirs does, so that it begins close to the identity. The
-samples that a prediction averages over are drawn once, after the fit, so that the prior is a function of the state.
+the first dimensions of the observation to its output, so that it begins with those (theirs: with as many principal
+components). The samples that a prediction averages over are drawn once, after the fit, so that the prior is a
+function of the state.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ some of the rows, so that all of the demonstrations cost one product.
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
@@ -63,21 +62,3 @@ def sparse_posterior(parameters: Hyperparameters, points: Tensor, obs: Tensor, a
     projection = torch.linalg.solve_triangular(factor.T, vectors, upper=True)
     rotated, _ = parameters.rotated(action)
     return condition(parameters, points, projection, gains.clamp(min=0.0), vectors.T @ (basis @ rotated))
-
-
-def evidence_bound(parameters: Hyperparameters, points: Tensor, obs: Tensor, action: Tensor) -> Tensor:
-    """What the log marginal likelihood of the rows is at least, a scalar (Titsias 2009, equation 9).
-
-    sum_i [ log N(z_i; 0, s_i K_xz K_zz^-1 K_zx + I) - s_i / 2 tr(K_xx - K_xz K_zz^-1 K_zx) ] - rows / 2 sum_t log d_t.
-    """
-    rows, tasks = action.shape
-    _, basis = whitened(parameters, points, obs)
-    rotated, values = parameters.rotated(action)
-    inner = values[:, None, None] * (basis @ basis.T) + torch.eye(len(points), dtype=obs.dtype)
-    factor = torch.linalg.cholesky(inner)
-    told = torch.linalg.solve_triangular(factor, (basis @ rotated).T[..., None], upper=False)[..., 0]
-    fit = rotated.square().sum() - (values[:, None] * told.square()).sum()
-    log_det = 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum()
-    left = values.sum() * (rows - basis.square().sum())
-    constant = rows * tasks * math.log(2.0 * math.pi)
-    return -0.5 * (fit + log_det + left + constant + rows * parameters.noise.log().sum())

@@ -44,6 +44,8 @@ def test_nearest_distance_by_hand() -> None:
     log = np.array([[0, 0], [3, 4]], np.float32)
     rows = np.array([[0, 1], [3, 4], [6, 8]], np.float32)
     assert nearest_distance(rows, log, chunk=2) == pytest.approx([1.0, 0.0, 5.0], abs=1e-4)
+    # Of the log's own rows the nearest other one counts.
+    assert nearest_distance(log, log, of_log=True) == pytest.approx([5.0, 5.0], abs=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +98,7 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     rows = {row["name"]: row for row in read_json(tmp_path / "report" / "fidelity.json")}
     assert [*rows] == [LOG_ITSELF, "same", "noisy"] and all(name in printed for name in rows)
+    assert rows[LOG_ITSELF]["marginal"] < 1.0 and rows[LOG_ITSELF]["distance"][0] > 0.1
     assert rows["same"]["marginal"] == 1.0 and rows["same"]["distance"] == pytest.approx([0, 0, 0], abs=1e-2)
     assert rows["noisy"]["marginal"] < 0.9 and rows["noisy"]["distance"][1] > 1.0
     assert rows["noisy"]["made_by"]["source_sha256"] == real.metadata.sha256

@@ -71,14 +71,15 @@ def demonstrations(rows: int = 40) -> Batch:
 def make(name: str, robots: OnlineRobots | None = None, seed: int = 0, **settings: Any) -> Demonstrated:
     """An algorithm on the point, small."""
     robots = robots or PlantRobots(point(), 2, seed)
-    small = SMALL | settings
+    small = {"learning_rate": 3e-4} | SMALL | settings
     if name in ("nppac", "brac-online"):
         config = NppacConfig(name=name, **{"hidden": [8], "actor_hidden": [8]} | small)
         return Nppac(config, robots, Linear(), demonstrations(), seed)
+    rate = small.pop("learning_rate")
     if name == "awac-online":
-        awac = AwacConfig(hidden=[8], actor_hidden=[8])
+        awac = AwacConfig(hidden=[8], actor_hidden=[8], learning_rate=rate)
         return OnlineAwac(OnlineAwacConfig(awac=awac, **small), robots, demonstrations(), seed)
-    sac = SacConfig(hidden=[8], target_entropy=None, average_rate=1.0)
+    sac = SacConfig(hidden=[8], target_entropy=None, average_rate=1.0, learning_rate=rate)
     return SacBc(SacBcConfig(name=name, sac=sac, **small), robots, demonstrations(), seed)
 
 
@@ -160,13 +161,31 @@ def test_learner_is_sac_but_for_the_divergence() -> None:
 
 @every
 def test_pretraining_comes_closer_to_the_demonstrations(name: str) -> None:
-    rate: dict[str, Any] = {} if name == "awac-online" else {"learning_rate": 1e-2}
-    algorithm = make(name, pretrain_epochs=80, **rate)
+    algorithm = make(name, pretrain_epochs=80, learning_rate=3e-4 if name == "awac-online" else 1e-2)
     obs, action = demonstrations().obs, demonstrations().action
     before = (algorithm.act_nominal(obs) - action).square().mean()
     algorithm.pretrain(lambda step, note: None)
     # AWAC weighs by advantage and takes its own step size, so it comes less close.
     assert (algorithm.act_nominal(obs) - action).square().mean() < (1.0 if name == "awac-online" else 0.3) * before
+
+
+@every
+def test_the_optimizer_goes_on_from_what_pretraining_taught_it(name: str) -> None:
+    algorithm = make(name)
+    algorithm.pretrain(lambda step, note: None)
+    state = algorithm.learner.optimizer.state
+    # Two passes over 40 rows, 8 a step.
+    assert all(int(state[weight]["step"]) == 10 for weight in algorithm.learner.actor.parameters())
+    if name != "awac-online":
+        assert not any(state[weight] for weight in algorithm.learner.critics.parameters())
+
+
+@pytest.mark.parametrize("name", ["sac-bc", "dapg"])
+def test_a_cloned_policy_begins_with_its_means(name: str) -> None:
+    algorithm = make(name)
+    algorithm.pretrain(lambda step, note: None)
+    obs = demonstrations().obs
+    assert torch.equal(algorithm.first_actions(obs), algorithm.learner.actor(algorithm.learner.normalise(obs)))
 
 
 @every

@@ -47,14 +47,18 @@ def test_updates_come_in_rows() -> None:
 
 
 def test_models_are_fitted_on_schedule_and_replace_what_was_drawn() -> None:
-    algorithm, seen = make(), []
+    algorithm, seen = make(refresh_every=24), []
     while not algorithm.finished:
         figures = algorithm.train_epoch()
         seen.append((algorithm.steps, algorithm.models, "model_holdout_loss" in figures, algorithm.synthetic.clone()))
-    # Steps 30, 40 and 50: the first model at step 25, the second at 50.
+    # Steps 30, 40 and 50: the first model at step 24, the second at 48.
     assert [entry[:3] for entry in seen] == [(30, 1, True), (40, 1, False), (50, 2, True)]
     assert [len(entry[3]) for entry in seen] == [50, 50, 50]
     assert torch.equal(seen[0][3], seen[1][3]) and not torch.equal(seen[1][3], seen[2][3])
+
+
+def test_no_model_is_fitted_after_the_last_control_step() -> None:
+    assert finish(make(refresh_every=25)).models == 1  # at step 25, and not at 50, which is the last
 
 
 @pytest.mark.parametrize("real_fraction", [0.0, 0.25, 1.0])
