@@ -143,8 +143,9 @@ def itself(log: TransitionDataset, generator: np.random.Generator) -> dict[str, 
         arrays = {name: values[rows] for name, values in log.arrays().items()}
         arrays["timeouts"] = ~arrays["terminals"]
         parts.append(TransitionDataset.from_arrays(arrays, log.metadata, "half of the log"))
-    halves, whole = (compare(LOG_ITSELF, *pair, generator) for pair in (parts, (log, log)))
-    return whole | {score: halves[score] for score in ("marginal", "correlation")}
+    halves = compare(LOG_ITSELF, parts[0], parts[1], generator)
+    scores = {score: halves[score] for score in ("marginal", "correlation")}
+    return compare(LOG_ITSELF, log, log, generator) | scores
 
 
 def read(paths: Sequence[Path]) -> tuple[TransitionDataset, dict[str, TransitionDataset]]:
