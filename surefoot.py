@@ -26,11 +26,9 @@ COMMANDS = {
 
 USAGE = "\n".join(
     [
-        "usage: surefoot COMMAND [key=value ...] [--help] [--debug]",
-        "",
+        "usage: surefoot COMMAND [key=value ...] [--help] [--debug]\n",
         *(f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items()),
-        "",
-        "`surefoot COMMAND --help` tells what a command takes and shows its settings;",
+        "\n`surefoot COMMAND --help` tells what a command takes and shows its settings;",
         "--debug shows the traceback behind an error.",
     ]
 )

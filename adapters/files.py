@@ -48,6 +48,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         ) from error
     finally:
         if staging is not None:
+            if (previous := staging / "previous").exists() and not path.exists():
+                os.replace(previous, path)
             shutil.rmtree(staging, ignore_errors=True)
 
 
@@ -124,9 +126,13 @@ def parse_json(text: str | bytes, source: str) -> Any:
 
 
 def read_jsonl(path: Path) -> list[Any]:
-    """The whole lines of a file of JSON lines; a last line cut by a crash is left out, a missing file has none."""
-    lines = []
-    for text in path.read_text().splitlines() if path.exists() else []:
-        with contextlib.suppress(json.JSONDecodeError):
-            lines.append(json.loads(text))
-    return lines
+    """The whole lines of a file of JSON lines; a last line cut by a crash is left out, a missing file has none.
+
+    Raises:
+        UserError: another line is not JSON.
+    """
+    lines = path.read_text().splitlines() if path.exists() else []
+    try:
+        return [json.loads(line) for line in lines]
+    except json.JSONDecodeError:
+        return [parse_json(line, f"a line of {path}") for line in lines[:-1]]

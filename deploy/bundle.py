@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from adapters.errors import UserError
 from adapters.files import atomic_path, parse_json, read_bytes, read_json, sha256
 from deploy.confidence import PredictPrior
-from deploy.context import Adapt, HistorySettings, PredictChange, estimator_settings
+from deploy.context import Adapt, HistorySettings, PredictChange, estimator_settings, require_estimator
 from deploy.golden import check_golden, golden_bytes, read_golden
 from deploy.graph import Graph, with_description
 from deploy.signature import check_signature, fingerprint, is_signed, read_public_key, sign
@@ -259,9 +259,12 @@ def _parse_spec(description: str | bytes, source: str) -> BundleSpec:
         known = ", ".join(map(str, SCHEMA_VERSIONS))
         raise UserError(f"{source} has schema version {version!r}; this Surefoot knows {known}: use one that fits.")
     try:
-        return BundleSpec.model_validate(content)
+        spec = BundleSpec.model_validate(content)
     except ValidationError as error:
         raise UserError(f"{source}: {_first_fault(error)}; export the bundle again.") from error
+    if spec.context is not None:
+        require_estimator(spec.context.estimator, spec.context.kind, spec.context.settings)
+    return spec
 
 
 def _first_fault(error: ValidationError) -> str:

@@ -175,13 +175,15 @@ class Controller:
             raise UserError(f"there is no low_confidence '{low_confidence}'; choose run, slow, hold or hand_over.")
         if not 0 < least_confidence <= 1:
             raise UserError(f"least_confidence={least_confidence} is not above 0 and at most 1; 0.5 is half way.")
-        if low_confidence != "run" and bundle.manifest.prior is None:
+        self.prior = bundle.manifest.prior
+        if self.prior is not None and bundle.predict_prior is None:
+            self.prior = None  # a lone policy.onnx tells of a prior that it does not have with it
+        if low_confidence != "run" and self.prior is None:
             raise UserError(f"the bundle has no prior that tells its confidence; leave {low_confidence} out.")
         if context not in ("inferred", "nominal"):
             raise UserError(f"there is no context '{context}'; choose inferred or nominal.")
         self.bundle, self.batch, self.adapt, self.obeyed = bundle, batch, True, True
         self.low_confidence, self.least_confidence = low_confidence, least_confidence
-        self.prior = bundle.manifest.prior
         self.handed_over = np.zeros(batch, dtype=bool)
         robot = bundle.manifest.robot
         self.control_dt, self.names = robot.control_dt, robot.observation_names
@@ -350,8 +352,8 @@ class Controller:
         self._bound(action, obs, good)
         if self.delay is not None:
             self.delay.record(self.command)
-        # What a robot does that nobody drives, perhaps hanging on its stand, tells nothing of its dynamics.
-        self.obs, self.good = obs, good & (state != IDLE)
+        # What a robot does that nobody drives, on its stand or in somebody's hands, tells nothing of its dynamics.
+        self.obs, self.good = obs, good & (state != IDLE) & (state != STOPPED)
         latch = np.where(self.machine.held_too_long, Reason.TOO_LONG, Reason.STOP)
         latch = np.where(self.handed_over, Reason.HANDED_OVER, latch)
         return Command(

@@ -32,7 +32,7 @@ class Output(NamedTuple):
 
     Attributes:
         command: `(act_dim,)`, finite, within range and rate; None where there is nothing safe to send: under a position
-            law before a pose or a command is known.
+            law before a pose is known.
         passing: whether it comes from the policy.
         reason: why not.
         share: of the policy's command in it, 0 to 1; below 1 where it does not pass, or passes in a soft start.
@@ -47,9 +47,9 @@ class Output(NamedTuple):
 class SafetyFilter:
     """Passes on the commands of one source while they are good.
 
-    The safe command is 0, under a position law the pose that was last observed while commands passed, without
-    observations the last command that passed. A refused command of the source in command, for what is in it, ends the
-    passing at once; one for its stamp does not, as it may only have been late.
+    The safe command is 0, under a position law the pose that was last observed while commands passed; before one was
+    observed nothing passes, for where the robot stands is not known. A refused command of the source in command, for
+    what is in it, ends the passing at once; one for its stamp does not, as it may only have been late.
 
     Args:
         robot: size, range, law and rate limit of commands.
@@ -78,7 +78,7 @@ class SafetyFilter:
         self._watchdog, self._handover = Watchdog(timeout, future_tolerance), max(timeout, HANDOVER)
         self.counts: Counter[Verdict] = Counter()
         self.source: Hashable = None
-        self._stopped = self._passing = self._passed = self._observed = False
+        self._stopped = self._passing = self._passed = self._moved = False
         self._fault = Verdict.MISSING
         self._by_position = robot.action.law == "position"
         self._rest = None if self._by_position else np.clip(np.zeros(robot.act_dim), self.low, self.high)
@@ -134,11 +134,11 @@ class SafetyFilter:
         """Take in the observed positions `(act_dim,)` of the commanded joints; read under a position law alone.
 
         Once a command has passed, the pose is kept up only while commands pass: a safe command that followed the robot
-        would let it sag.
+        would let it sag. After `clear` it is taken once, as somebody may have moved the robot.
         """
         values, verdict = self._read(pose)
-        if self._by_position and verdict == Verdict.GOOD and (self._passing or not self._passed):
-            self._rest, self._observed = np.clip(values, self.low, self.high), True
+        if self._by_position and verdict == Verdict.GOOD and (self._passing or not self._passed or self._moved):
+            self._rest, self._moved = np.clip(values, self.low, self.high), False
 
     def stop(self) -> None:
         """Let nothing pass until `clear`."""
@@ -146,6 +146,7 @@ class SafetyFilter:
 
     def clear(self) -> None:
         """Let commands pass again."""
+        self._moved = self._moved or self._stopped
         self._stopped = False
 
     def output(self, now: float) -> Output:
@@ -157,10 +158,7 @@ class SafetyFilter:
         if target is None:
             return Output(None, False, reason, 0.0)
         self._sent = self._limit(target, elapsed)
-        if self._passing:
-            self._passed = True
-            if self._by_position and not self._observed:
-                self._rest = self._sent
+        self._passed = self._passed or self._passing
         return Output(self._sent.copy(), self._passing, reason, self._share)
 
     def _elapse(self, now: float) -> float:
@@ -174,14 +172,14 @@ class SafetyFilter:
 
     def _risen(self, elapsed: float) -> float:
         """Return the share of the command's after so many s; a clock that jumps is worth no more than a late call."""
-        if self._soft_start == 0 or self._rest is None:
+        if self._soft_start == 0:
             return 1.0
         return min(self._share + min(elapsed, BURST * self._control_dt) / self._soft_start, 1.0)
 
     def _target(self) -> np.ndarray | None:
         """Return what the robot should get, whatever its rate."""
         if not self._passing or self._wanted is None or self._rest is None:
-            return self._wanted if self._passing else self._rest
+            return self._rest
         # Written so that a share of 1 leaves the command as it is, to the bit.
         return self._wanted if self._share == 1 else self._rest + self._share * (self._wanted - self._rest)
 
@@ -190,6 +188,8 @@ class SafetyFilter:
             return Verdict.STOPPED
         if self._fault == Verdict.GOOD and self._watchdog.expired(now):
             return Verdict.STALE
+        if self._fault == Verdict.GOOD and self._rest is None:
+            return Verdict.POSE
         return self._fault
 
     def _limit(self, target: np.ndarray, elapsed: float) -> np.ndarray:

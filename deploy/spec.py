@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, field_validator, model_validator
@@ -41,6 +42,14 @@ class ObservationTerm(_Model):
     unit: str
     scale: float = 1.0
     clip: tuple[float, float] | None = None
+
+    @model_validator(mode="after")
+    def _senses(self) -> ObservationTerm:
+        if self.scale == 0 or not math.isfinite(self.scale):
+            raise ValueError(f"'{self.name}' has scale {self.scale}, with which nothing of it would be seen")
+        if self.clip is not None and not self.clip[0] < self.clip[1]:
+            raise ValueError(f"'{self.name}' is clipped to {self.clip[0]} to {self.clip[1]}; the first must be below")
+        return self
 
 
 class ActionSpec(_Model):
@@ -159,7 +168,7 @@ class ContextSpec(_Model):
         nominal: the context of the original environment, `(dim,)`.
         low: smallest context that the policy was trained on, `(dim,)`.
         high: largest.
-        estimator: name of the estimator in deploy/context.py.
+        estimator: name of the estimator in deploy/context/.
         settings: its settings; what is left out is the estimator's default.
         pushed: terms of the observation, counted from 0, that something pushes: the context begins with what is added
             to the change of each in a control period, in the observation's units.

@@ -36,6 +36,7 @@ class Verdict(IntEnum):
     NOT_FINITE = 11
     RANGE = 12
     STOPPED = 13
+    POSE = 14
 
 
 VERDICTS = {
@@ -53,6 +54,7 @@ VERDICTS = {
     Verdict.NOT_FINITE: "the command is not finite",
     Verdict.RANGE: "the command is out of the robot's range",
     Verdict.STOPPED: "stopped on request until clear()",
+    Verdict.POSE: "the robot's pose, from which it begins under a position law, has not been seen",
 }
 
 

@@ -106,7 +106,9 @@ def _commands(settings: LcmSettings) -> dict[str, tuple[str, list[str]]]:
     plant += ["--realtime"] if settings.realtime else []
     commands = {"runner": ("deploy.lcm.runner", runner), "plant": ("sim.lcm_plant", plant)}
     if settings.log:
-        return {"logger": ("deploy.lcm.logger", [str(settings.output / "robot.lcm"), *url[1:]])} | commands
+        log = settings.output / "robot.lcm"
+        log.unlink(missing_ok=True)  # the episode before is replaced, as its record is
+        return {"logger": ("deploy.lcm.logger", [str(log), *url[1:]])} | commands
     return commands
 
 

@@ -166,7 +166,14 @@ def _find_topics(connections: Iterable[Any], inputs: Sequence[str], path: Path) 
         fitting = [topic for topic, type_ in topics.items() if topic.endswith(f"/{kind}") and type_ == TYPES[kind]]
         if kind == COMMANDS:
             # What the safety node lets through is what acted; without it, what the policy wanted.
-            fitting = [topic for topic in fitting if not topic.endswith(f"/{POLICY}/{COMMANDS}")] or fitting
+            passed = [topic for topic in fitting if not topic.endswith(f"/{POLICY}/{COMMANDS}")]
+            if fitting and not passed:
+                warnings.warn(
+                    f"{path} holds {fitting[0]} alone: what the policy wanted counts as what the robot did, which is "
+                    "wrong where a safety node stood between; record what the robot's controller listened to as well.",
+                    stacklevel=2,
+                )
+            fitting = passed or fitting
         if len(fitting) > 1:
             raise UserError(f"{path} has several topics {kind}: {', '.join(fitting)}; record one robot in a bag.")
         if not fitting and kind not in OPTIONAL:

@@ -14,10 +14,12 @@ Shapes in the docstrings leave that prefix out.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from adapters.errors import UserError
 from deploy.context.actuator_gain import ActuatorGainEstimator, ActuatorGainSettings
@@ -86,7 +88,7 @@ def estimator_settings(name: str, given: Mapping[str, Any] | None = None) -> Set
     """Return an estimator's settings, its defaults where nothing is given.
 
     Raises:
-        UserError: there is no such estimator, or it has no such setting.
+        UserError: there is no such estimator, or it has no such setting or none of that type.
     """
     if name not in ESTIMATORS:
         raise UserError(f"there is no context estimator '{name}'; choose one of {', '.join(ESTIMATORS)}.")
@@ -113,12 +115,22 @@ def require_estimator(name: str, kind: str, given: Mapping[str, Any]) -> None:
 
 def _settings(kind: Any, given: Mapping[str, Any] | None, estimator: str) -> Any:
     """Build a settings dataclass from a mapping, the nested change detection included."""
-    values = dict(given or {})
+    values = {} if given is None else given
+    if not isinstance(values, Mapping):
+        raise UserError(f"the settings of the estimator '{estimator}' are {given!r}; give each by its name.")
     known = {field.name for field in dataclasses.fields(kind)}
     if unknown := sorted(set(values) - known):
         raise UserError(
             f"the estimator '{estimator}' has no setting '{unknown[0]}'; it has {', '.join(sorted(known))}."
         )
     if "change" in values and not isinstance(values["change"], ChangeSettings):
-        values["change"] = _settings(ChangeSettings, values["change"], f"{estimator}.change")
-    return kind(**values)
+        values = {**values, "change": _settings(ChangeSettings, values["change"], f"{estimator}.change")}
+    try:
+        return _checked(kind).validate_python(values)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        name = ".".join(map(str, fault["loc"]))
+        raise UserError(f"the estimator '{estimator}' has {name}={fault['input']!r}: {fault['msg']}.") from error
+
+
+_checked = functools.cache(TypeAdapter)

@@ -52,6 +52,7 @@ def decode(kind: Any, data: bytes) -> Any | None:
 
 
 def arrange(names: Sequence[str], values: Sequence[float], wanted: Sequence[str]) -> np.ndarray:
-    """Return the values in the order of `wanted`; where one is missing NaN, which every receiver refuses."""
+    """Return the values in the order of `wanted`; NaN, which every receiver refuses, where one is missing or twice."""
     by_name = dict(zip(names, values, strict=True))
-    return np.array([by_name.get(name, np.nan) for name in wanted])
+    once = {name for name in by_name if names.count(name) == 1}
+    return np.array([by_name[name] if name in once else np.nan for name in wanted])

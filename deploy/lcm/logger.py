@@ -6,6 +6,7 @@ the disk has less room left than is kept free: a third argument such as 5G, or 1
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import time
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import lcm
 
+from adapters.command import module_command
+from adapters.errors import UserError
 from deploy.lcm.channels import URL, connect
 
 READY = "logger: ready"
@@ -39,17 +42,23 @@ def announce(file: Path, url: str, logger: int) -> None:
             return
 
 
-def main() -> None:
+@module_command
+def main(words: list[str]) -> None:
     """Become lcm-logger."""
-    file, url, reserve = (*sys.argv[1:], *("", URL, RESERVE)[len(sys.argv) - 1 :])
-    Path(file).unlink(missing_ok=True)
+    parser = argparse.ArgumentParser(prog="python -m deploy.lcm.logger", description=__doc__)
+    parser.add_argument("file", type=Path, help="what to write, which must not be there yet")
+    parser.add_argument("url", nargs="?", default=URL, help="LCM network (%(default)s)")
+    parser.add_argument("reserve", nargs="?", default=RESERVE, help="room that is kept free (%(default)s)")
+    settings = parser.parse_args(words)
+    if settings.file.exists():
+        raise UserError(f"{settings.file} is there already; give another name, or remove it.")
     logger = os.getpid()
     if os.fork() == 0:
-        announce(Path(file), url, logger)
+        announce(settings.file, settings.url, logger)
         os._exit(0)
-    options = [f"--lcm-url={url}", "--force", f"--disk-quota={reserve}"]
-    os.execv(Path(lcm.LCM_BIN_DIR) / "lcm-logger", ["lcm-logger", *options, file])
+    options = [f"--lcm-url={settings.url}", f"--disk-quota={settings.reserve}"]
+    os.execv(Path(lcm.LCM_BIN_DIR) / "lcm-logger", ["lcm-logger", *options, str(settings.file)])
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

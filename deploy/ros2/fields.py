@@ -55,6 +55,7 @@ class Fault(Enum):
     TWICE = "a joint is named twice"
     SIZE = "an array has not one number for each joint"
     ORIENTATION = "there is no orientation"
+    FRAME = "velocities are of another frame"
 
 
 class MessageError(ValueError):
@@ -77,11 +78,13 @@ class Field:
         topic: name of the topic.
         path: attributes that lead to it in the message; of joint_states the name of the array.
         joint: the robot's own name of the joint, empty on other topics.
+        fixed: whether it is a velocity that is needed in odom's own frame, not in the base's.
     """
 
     topic: str
     path: str
     joint: str = ""
+    fixed: bool = False
 
 
 def parse_map(name: str, entries: Iterable[str]) -> dict[str, str]:
@@ -139,7 +142,8 @@ def _find_field(term: ObservationTerm, joint_map: Mapping[str, str], field_map: 
             f"{term.name}:FIELD with one of {', '.join(FIELDS)}."
         )
     topic, _, path = place.partition(".")
-    return Field(topic, path)
+    # A place that the user names is read as the robot gives it.
+    return Field(topic, path, fixed=path.startswith("twist") and term.name not in field_map)
 
 
 def nanoseconds(stamp: Any) -> int:
@@ -199,10 +203,14 @@ class ObservationReader:
         """
         if JOINT_STATES in self.topics:
             self._check_joints(messages[JOINT_STATES])
+        if any(field.fixed for field in self._fields if field.topic == ODOM):
+            _check_frame(messages[ODOM])
         if self._turned:
             self._turn(messages[IMU])
         values = np.array([self._value(field, messages) for field in self._fields])
-        return np.clip(values * self._scale, self._low, self._high)
+        scaled = values * self._scale
+        # A reading that is infinite is a broken sensor's, and no large number to be cut down to a plausible one.
+        return np.where(np.isfinite(scaled), np.clip(scaled, self._low, self._high), np.nan)
 
     def _value(self, field: Field, messages: Mapping[str, Any]) -> float:
         if field.path in ANGLES:
@@ -230,6 +238,17 @@ class ObservationReader:
             raise MessageError(Fault.ORIENTATION, f"imu has no orientation: ({q.x}, {q.y}, {q.z}, {q.w})")
         for field, turned in self._turned.items():
             self._turned[field] = angle_near(getattr(q, ANGLES[field.path]), q.w, turned)
+
+
+def _check_frame(odom: Any) -> None:
+    """Refuse velocities of the base's frame, as many drivers give them, where those of odom's are needed."""
+    given, needed = odom.child_frame_id, odom.header.frame_id
+    if given and given != needed:
+        raise MessageError(
+            Fault.FRAME,
+            f"odom gives velocities in {given}, and the policy reads them in {needed or 'the frame of the positions'}; "
+            "publish them in that, with it as the child_frame_id",
+        )
 
 
 def angle_near(axis: float, w: float, near: float) -> float:

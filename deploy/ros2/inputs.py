@@ -133,7 +133,8 @@ class Inputs:
         if not self._is_due(time):
             self.skipped += 1
             return None
-        if self._command_input is not None and now - self._command_input[0] <= CMD_VEL_TIMEOUT:
+        # From both sides, so that one from before a clock was set back does not hold for as long as that.
+        if self._command_input is not None and 0 <= now - self._command_input[0] <= CMD_VEL_TIMEOUT:
             messages[CMD_VEL] = self._command_input[1]
         return self._read(messages, time)
 

@@ -1,6 +1,7 @@
 """Records topics in a bag, in a process of its own; `surefoot collect bag=FOLDER` makes a data set of it.
 
-Topics: in joint_states, imu, odom, cmd_vel, policy/commands, policy/context, commands and /diagnostics, or those that
+Topics: in joint_states, imu, odom, cmd_vel, policy/commands, policy/context, commands, /diagnostics and, to which
+robot.launch.py has the safety node write in the place of commands, /forward_command_controller/commands; or those that
 the parameter topics names.
 
 The robot never waits for a recorder: it takes messages best effort. What came in a second is written in the order in
@@ -29,6 +30,7 @@ FLUSH_PERIOD = 1.0
 # Deep enough for the time in which a disk is busy.
 QUEUE = QoSProfile(depth=1000, reliability=QoSReliabilityPolicy.BEST_EFFORT)
 TOPICS = ["joint_states", "imu", "odom", "cmd_vel", "policy/commands", "policy/context", "commands", "/diagnostics"]
+TOPICS.append("/forward_command_controller/commands")
 KNOWN = {**TYPES, "context": TYPES["commands"]}
 
 

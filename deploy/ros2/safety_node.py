@@ -15,6 +15,7 @@ import functools
 import sys
 import time
 from collections.abc import Hashable, Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,18 @@ from omegaconf import OmegaConf
 from pydantic import ValidationError
 from rclpy.duration import Duration
 from rclpy.node import Node
+from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool, Float64MultiArray
 from std_srvs.srv import Trigger
 
 from adapters.errors import UserError
-from adapters.files import read_bytes, read_json
+from adapters.files import parse_json, read_bytes
 from deploy.ros2.fields import JOINT_STATES, MessageError, parse_map, read_positions
 from deploy.ros2.messages import command_message, made_at, read_command
 from deploy.ros2.node import DIAGNOSTICS_PERIOD, LATCHED, LATEST, PASSING, Reporter, declare, run, steady_clock
 from deploy.safety import SafetyFilter
+from deploy.signature import check_signature, read_public_key
 from deploy.spec import SPEC, BundleSpec, RobotDescription
 from deploy.watchdog import VERDICTS, Verdict
 
@@ -40,22 +43,29 @@ COMMANDS = "policy/commands"
 TIMEOUT_PERIODS = 3
 
 
-def read_robot(bundle: str, robot: str) -> RobotDescription:
-    """Read what the robot takes, from a bundle's description or from a robot description in YAML.
+def read_robot(bundle: str, robot: str, public_key: str = "") -> RobotDescription:
+    """Read what the robot takes, from a robot description in YAML or, where none is given, a bundle's description.
 
     Raises:
-        UserError: both or neither are given, or it is no such file.
+        UserError: neither is given, it is no such file, or the bundle is not signed by the key that is given.
     """
-    if bool(bundle) == bool(robot):
-        raise UserError("the safety node has to know the robot; set either the parameter bundle or robot.")
-    path = Path(bundle) / SPEC if bundle else Path(robot)
-    content = read_json(path) if bundle else _read_yaml(path)
+    if not (bundle or robot):
+        raise UserError("the safety node has to know the robot; set the parameter bundle or robot.")
+    path = Path(robot) if robot else Path(bundle) / SPEC
+    content = _read_yaml(path) if robot else _read_description(path, public_key)
     try:
-        return BundleSpec.model_validate(content).robot if bundle else RobotDescription.model_validate(content)
+        return RobotDescription.model_validate(content) if robot else BundleSpec.model_validate(content).robot
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(map(str, fault["loc"])) or "the whole"
         raise UserError(f"{path} describes no robot: {where}: {fault['msg']}; give another file.") from error
+
+
+def _read_description(path: Path, public_key: str) -> Any:
+    description = read_bytes(path)
+    if public_key:
+        check_signature(path.parent, description, read_public_key(Path(public_key)))
+    return parse_json(description, str(path))
 
 
 def _read_yaml(path: Path) -> Any:
@@ -89,7 +99,7 @@ class SafetyNode(Node):
     def __init__(self) -> None:
         super().__init__("safety")
         self._declare_parameters()
-        self._robot = robot = read_robot(self._value("bundle"), self._value("robot"))
+        self._robot = robot = read_robot(*(self._value(name) for name in ("bundle", "robot", "public_key")))
         timeout = self._value("timeout") or TIMEOUT_PERIODS * robot.control_dt
         self._filter = SafetyFilter(robot, timeout, self._value("soft_start"))
         self._quiet_until = time.monotonic() + timeout
@@ -104,7 +114,11 @@ class SafetyNode(Node):
         # With a depth of 1 the commands of a second publisher could take the place of the first one's.
         self._input = self.create_subscription(Float64MultiArray, COMMANDS, self._on_command, 10)
         if robot.action.law == "position":
-            self.create_subscription(JointState, JOINT_STATES, self._on_joints, LATEST)
+            # A driver that sends best effort is heard where the parameters qos_overrides say so.
+            options = QoSOverridingOptions.with_default_policies()
+            self.create_subscription(
+                JointState, JOINT_STATES, self._on_joints, copy(LATEST), qos_overriding_options=options
+            )
         self.create_service(Trigger, "~/estop", self._on_estop)
         self.create_service(Trigger, "~/clear", self._on_clear)
         self.create_timer(robot.control_dt, self._on_period, clock=steady_clock())
@@ -114,7 +128,8 @@ class SafetyNode(Node):
     def _declare_parameters(self) -> None:
         define = functools.partial(declare, self, read_only=True)
         define("bundle", "", "folder of the bundle, of which the description of the robot alone is read")
-        define("robot", "", "file with the description of the robot, in place of a bundle")
+        define("public_key", "", "PEM file of the key that has to have signed the bundle; empty: anyone may have")
+        define("robot", "", "file with the description of the robot, which is read in the bundle's place")
         define("timeout", 0.0, "s without a good command after which the robot is stopped; 0: 3 periods", (0.0, 60.0))
         define("soft_start", 0.0, "s in which commands that pass again take over from the safe one", (0.0, 60.0))
         define("joint_map", [""], "entries POLICY_NAME:ROBOT_NAME, for joints that the robot names otherwise")

@@ -50,6 +50,14 @@ def test_by_default_the_confidence_is_told_and_nothing_else() -> None:
     np.testing.assert_allclose(command.action, act(at(0.8), None), rtol=1e-6)
 
 
+def test_a_lone_policy_runs_without_the_prior_that_it_left_behind() -> None:
+    lane = controller(prior=None)
+    command = lane.step(0.0, at(0.8))
+    assert (command.state, command.confidence) == (State.RUNNING, None)
+    with pytest.raises(UserError, match="no prior that tells its confidence; leave hold out"):
+        controller(prior=None, low_confidence="hold")
+
+
 def test_slows_down_in_proportion() -> None:
     lane = controller(low_confidence="slow")
     np.testing.assert_allclose(lane.step(0.0, at(0.4)).action, act(at(0.4), None), rtol=1e-6)

@@ -406,6 +406,8 @@ def test_linear_forward_needs_the_action() -> None:
         ("kalman", {}, "no context estimator 'kalman'.*linear_forward, scale, affine"),
         ("scale", {"ridge": 1.0}, "'scale' has no setting 'ridge'.*forgetting"),
         ("linear_forward", {"change": {"speed": 1}}, "'linear_forward.change' has no setting 'speed'"),
+        ("scale", {"forgetting": "much"}, "'scale' has forgetting='much': Input should be a valid number"),
+        ("scale", {"change": 5}, "settings of the estimator 'scale.change' are 5; give each by its name"),
     ],
 )
 def test_unknown_names_are_refused(name: str, chosen: dict[str, Any], message: str) -> None:

@@ -395,6 +395,19 @@ def test_idle_teaches_nothing() -> None:
     assert [bool(update[3]) for update in recorder.updates] == [False, False, False, True, True]
 
 
+def test_a_robot_that_is_stopped_teaches_nothing() -> None:
+    recorder = Recorder()
+    controller = Controller(stand_in(), estimator=recorder)
+    run(controller, np.zeros((2, OBS)))
+    controller.stop()
+    run(controller, np.zeros((3, OBS)), start=2 * DT)
+    controller.clear()
+    run(controller, np.zeros((2, OBS)), start=5 * DT)
+    # From the second step on what became of the command before is learned: of the second, still the policy's, at the
+    # third, of the safe ones nothing, and of the sixth, the policy's again, at the seventh.
+    assert [bool(update[3]) for update in recorder.updates] == [True, True, False, False, False, True]
+
+
 def test_period_without_observation_is_a_bad_step() -> None:
     recorder = Recorder()
     controller = Controller(stand_in(), estimator=recorder, max_hold=2)

@@ -237,12 +237,28 @@ def test_position_law_holds_the_pose_seen_while_commands_passed() -> None:
     assert sent(safety.output(0.22)) == [0.9, 0.8]
 
 
-def test_position_law_without_a_pose_holds_what_passed_last() -> None:
-    safety = guard("position")
-    safety.accept(0.0, 0.0, [1.0, 0.5])
-    assert sent(safety.output(0.0)) == [1.0, 0.5]
-    output = safety.output(0.5)
-    assert (sent(output), output.passing, output.reason) == ([1.0, 0.5], False, Verdict.STALE)
+def test_position_law_lets_nothing_pass_before_a_pose_is_seen() -> None:
+    safety = SafetyFilter(robot("position", rate=5.0), TIMEOUT, soft_start=4 * DT)
+    for step in range(5):
+        assert drive(safety, step) is None
+    assert safety.output(5 * DT) == (None, False, Verdict.POSE, 0)
+    # From the pose it begins as ever: a quarter of the way from 0.2 to 1.0 at once, and 5 rad/s allow 0.2 for that.
+    safety.observe([0.2, -0.5])
+    assert drive(safety, 6) == pytest.approx([0.4, -0.5])
+
+
+def test_position_law_begins_after_a_clear_from_where_the_robot_is_then() -> None:
+    safety = SafetyFilter(robot("position"), TIMEOUT, soft_start=4 * DT)
+    safety.observe([0.3, -0.5])
+    drive(safety, 0)
+    safety.stop()
+    assert drive(safety, 1) == pytest.approx([0.3, -0.5])
+    safety.observe([0.1, -0.5])  # it is not followed while it holds
+    assert drive(safety, 2) == pytest.approx([0.3, -0.5])
+    safety.clear()
+    safety.observe([-0.6, -0.5])
+    # -0.6 + (1.0 + 0.6) / 4, where the robot is, and not 0.3 + (1.0 - 0.3) / 4, where it was.
+    assert drive(safety, 3) == pytest.approx([-0.2, -0.5])
 
 
 def test_position_law_moves_from_the_pose_at_its_rate() -> None:

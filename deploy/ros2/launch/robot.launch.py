@@ -2,6 +2,9 @@
 
 ros2_control runs a joint_state_broadcaster, where the bundle asks for them broadcasters of imu and odom, and a
 ForwardCommandController whose joints are the bundle's, in the bundle's order.
+
+All else that the nodes are told (dry_run, autostart, public_key ...) stands in the parameters file alone, over which an
+argument here would win unseen: copy config/robot.yaml and give params_file:=PATH.
 """
 
 from pathlib import Path
@@ -25,13 +28,7 @@ def generate_launch_description() -> LaunchDescription:
         executable="policy_node",
         name="policy",
         namespace=namespace,
-        parameters=[
-            parameters,
-            bundle,
-            {"public_key": ParameterValue(LaunchConfiguration("public_key"), value_type=str)},
-            {"dry_run": ParameterValue(LaunchConfiguration("dry_run"), value_type=bool)},
-            {"autostart": ParameterValue(LaunchConfiguration("autostart"), value_type=bool)},
-        ],
+        parameters=[parameters, bundle],
         output="screen",
     )
     safety = Node(
@@ -48,7 +45,6 @@ def generate_launch_description() -> LaunchDescription:
     return LaunchDescription(
         [
             DeclareLaunchArgument("bundle", description="folder of the bundle"),
-            DeclareLaunchArgument("public_key", default_value="", description="PEM file of the key that signed it"),
             DeclareLaunchArgument("params_file", default_value=DEFAULTS, description="parameters of both nodes"),
             DeclareLaunchArgument("namespace", default_value="", description="of the nodes and the robot's topics"),
             DeclareLaunchArgument(
@@ -56,8 +52,6 @@ def generate_launch_description() -> LaunchDescription:
                 default_value="/forward_command_controller/commands",
                 description="what the robot's controller listens to",
             ),
-            DeclareLaunchArgument("dry_run", default_value="false", description="compute all and send no command"),
-            DeclareLaunchArgument("autostart", default_value="true", description="activate the policy at once"),
             policy,
             safety,
         ]

@@ -360,13 +360,23 @@ def test_messages_in_any_order_and_namespace(write_mcap: WriteBag, quiet: None) 
     assert rows_of(dataset, steps()) == list(range(STEPS - 1))
 
 
-def test_without_the_safety_nodes_commands_the_policys_count(write_mcap: WriteBag, quiet: None) -> None:
+def test_without_the_safety_nodes_commands_the_policys_count_and_that_is_said(write_mcap: WriteBag) -> None:
     entries = [entry for entry in bag_entries(steps()) if entry[1] != "/commands"]
-    dataset = load(write_mcap(entries))
+    with pytest.warns(UserWarning, match="what the policy wanted counts as what the robot did"):
+        dataset = load(write_mcap(entries))
     np.testing.assert_array_equal(dataset.actions[2], -steps()[2].action)
 
 
-def test_topic_on_which_nobody_spoke_is_none(tmp_path: Path, quiet: None) -> None:
+def test_the_safety_nodes_commands_are_those_of_the_robots_controller(write_mcap: WriteBag, quiet: None) -> None:
+    topics = {"/commands": "/forward_command_controller/commands"}  # what robot.launch.py makes of the name
+    dataset = load(
+        write_mcap([(time, topics.get(topic, topic), content) for time, topic, content in bag_entries(steps())])
+    )
+    np.testing.assert_array_equal(dataset.actions[2], steps()[2].action)
+
+
+@pytest.mark.filterwarnings("ignore:.*what the policy wanted")
+def test_topic_on_which_nobody_spoke_is_none(tmp_path: Path) -> None:
     log = steps()
     entries = [entry for entry in bag_entries(log) if entry[1] != "/commands"]
     bag = Bag(tmp_path / "log", "sqlite3", {topic: kind for _, topic, (kind, _) in bag_entries(log)})

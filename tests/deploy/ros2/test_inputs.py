@@ -146,3 +146,6 @@ def test_a_command_input_holds_for_half_a_second() -> None:
     assert inputs.receive("cmd_vel", wish, 10.0) is None
     speeds = [send(inputs, 10.0 + k * DT).values[-1] for k in range(8)]
     assert speeds == [1.5] * 6 + [0.0] * 2
+    # One from before the clock was set back is none: half a second is over for all that is known.
+    inputs.receive("cmd_vel", wish, 11.0)
+    assert send(inputs, 5.0) is None and send(inputs, 5.0 + DT).values[-1] == 0.0

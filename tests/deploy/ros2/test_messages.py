@@ -164,6 +164,26 @@ def test_scale_comes_before_clip_and_is_undone_in_writing() -> None:
     assert list(writer.write(0.0, np.array([0.5]))["joint_states"].position) == [0.125]
 
 
+@pytest.mark.parametrize("reading", [math.inf, -math.inf, math.nan])
+def test_a_reading_that_is_not_finite_is_not_clipped_to_one_that_is(reading: float) -> None:
+    reader = ObservationReader(joint_robot({**HIP, "clip": (-1.0, 1.0)}))
+    assert np.isnan(reader.read({"joint_states": JointState(name=["hip"], position=[reading])})).all()
+
+
+def test_velocities_of_another_frame_than_that_of_the_positions_are_refused() -> None:
+    speed = {"name": "forward", "source": "base_velocity", "joints": ["rootx"], "unit": "m/s"}
+    robot, values = joint_robot(HIP, speed), np.array([0.0, 1.5])
+    messages = ObservationWriter(robot).write(0.0, values)
+    assert ObservationReader(robot).read(messages).tolist() == [0.0, 1.5]
+    messages["odom"].child_frame_id = "base_link"
+    with pytest.raises(MessageError, match="odom gives velocities in base_link") as refused:
+        ObservationReader(robot).read(messages)
+    assert refused.value.fault == Fault.FRAME
+    # Where the user names the place, it is read as the robot gives it.
+    place = {"forward": "odom.twist.twist.linear.x"}
+    assert ObservationReader(robot, field_map=place).read(messages).tolist() == [0.0, 1.5]
+
+
 def test_what_is_not_observed_of_a_joint_is_no_number() -> None:
     robot = joint_robot(HIP, term("knee_velocity", "joint_velocity", joints=["knee"]))
     joints = ObservationWriter(robot).write(0.0, np.array([0.5, 0.7]))["joint_states"]

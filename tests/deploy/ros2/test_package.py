@@ -112,6 +112,14 @@ def test_the_parameter_file_holds_every_parameter(node: str) -> None:
     assert set(file[f"/**/{node}"]["ros__parameters"]) == declared(f"{node}_node")
 
 
+def test_the_robots_launch_file_leaves_all_but_the_bundle_to_the_parameter_file() -> None:
+    # What a launch file sets wins over the parameter file, unseen, with a default as well.
+    tree = ast.parse((PACKAGE / "launch" / "robot.launch.py").read_text())
+    assert {
+        ast.literal_eval(key) for part in ast.walk(tree) if isinstance(part, ast.Dict) for key in part.keys if key
+    } == {"bundle"}
+
+
 @pytest.mark.parametrize("path", LAUNCH_FILES, ids=lambda path: path.name)
 def test_a_launch_file_sets_parameters_that_there_are(path: Path) -> None:
     for node in calls(ast.parse(path.read_text()), "Node"):

@@ -41,7 +41,7 @@ class Scene:
 
     def meet(self, recorder: Process, bag: Path) -> Path:
         """Play until something is on the disk, and return the file. A recorder hears nothing before it has met DDS."""
-        self.hardware.wait(lambda: "records 8 topics" in recorder.log.read_text(), "the recorder")
+        self.hardware.wait(lambda: "records 9 topics" in recorder.log.read_text(), "the recorder")
         (file,) = (file for file in bag.iterdir() if file.suffix in (".mcap", ".db3"))
         empty = file.stat().st_size
 

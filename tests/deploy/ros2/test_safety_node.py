@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hardware import PERIOD, Hardware, Process, in_time, robot, stood
+from keypair import write_pair
 from rclpy.publisher import Publisher
 from std_msgs.msg import Bool, Float64MultiArray
 
@@ -17,6 +18,7 @@ from adapters.files import write_json
 from deploy.ros2.messages import command_message
 from deploy.ros2.node import LATCHED, LATEST
 from deploy.ros2.safety_node import read_robot, source_of
+from deploy.signature import read_signing_key, sign
 
 REST = np.zeros(2)
 GOOD = np.array([0.7, -0.3])
@@ -177,12 +179,26 @@ def test_the_robot_is_read_from_a_bundle_or_from_a_description(bundle: Path, tmp
     described = tmp_path / "leg.yaml"
     write_json(described, robot().model_dump(mode="json"))  # YAML holds all of JSON
     assert read_robot(str(bundle), "") == read_robot("", str(described)) == robot()
+    # A description is read in the bundle's place.
+    write_json(described, robot(rate=3.0).model_dump(mode="json"))
+    assert read_robot(str(bundle), str(described)) == robot(rate=3.0)
+
+
+def test_with_a_public_key_only_a_bundle_that_it_signed_is_read(bundle: Path, tmp_path: Path) -> None:
+    secret, public = write_pair(tmp_path)
+    with pytest.raises(UserError, match="not signed"):
+        read_robot(str(bundle), "", str(public))
+    sign(bundle, read_signing_key(secret))
+    assert read_robot(str(bundle), "", str(public)) == robot()
+    description = bundle / "bundle.json"
+    description.write_text(description.read_text().replace('"high"', '"high" '))
+    with pytest.raises(UserError, match="signature"):
+        read_robot(str(bundle), "", str(public))
 
 
 def test_a_description_that_is_none_is_refused(tmp_path: Path) -> None:
-    for bundle, given in (("", ""), ("a", "b")):
-        with pytest.raises(UserError, match="either the parameter bundle or robot"):
-            read_robot(bundle, given)
+    with pytest.raises(UserError, match="set the parameter bundle or robot"):
+        read_robot("", "")
     path = tmp_path / "leg.yaml"
     for text, fault in (
         ("name: leg", "describes no robot: observations: Field required"),
