@@ -44,7 +44,7 @@ from offline_train.graphs import DynamicsGraph
 from offline_train.models.ensemble import DynamicsEnsemble
 from offline_train.models.fit import fit_data, holdout_error
 from offline_train.replay import draw
-from offline_train.settings import TrainConfig, prepare_folder, run_record
+from offline_train.settings import TrainConfig, prepare_folder
 from offline_train.train import train_policy
 from offline_train.world_model import train_world_model
 from sim.environments import make_environment
@@ -118,7 +118,9 @@ def judge(old: Imagined, new: Imagined, usual: float) -> Verdict:
     reach = float(stats.t.ppf(0.975, starts - 1)) / math.sqrt(starts) * difference.std(1)
     gain, least = float(difference.mean()), float((difference.mean(1) - reach).min())
     ratio = float(new.disagreement.mean()) / usual
-    if ratio > MOST_DISAGREEMENT:
+    if not math.isfinite(gain + least + ratio):
+        reason = "the new policy's rollouts in the corrected model are not finite"
+    elif ratio > MOST_DISAGREEMENT:
         reason = f"the new policy goes where the log says little: the members disagree {ratio:.1f} times as much there"
     elif least <= 0:
         reason = (
@@ -201,7 +203,7 @@ def adapted_config(
         "start_from": None,
         "checkpoint_every": CHECKPOINT_EVERY,
     }
-    given = config.model_dump(include={"output", "seed", "threads", "resume"})
+    given = config.model_dump(include={"output", "seed", "threads", "resume"}) | {"device": "cpu"}
     return base.config.model_copy(update=changes | given), tuning
 
 
@@ -240,20 +242,24 @@ def inferred_context(base: Run, model: DynamicsEnsemble, settings: MopoConfig, l
     return torch.from_numpy(np.median(told, axis=0)).float()
 
 
-def make_nominal(sac: Sac, told: Tensor, nominal: Tensor) -> None:
+def make_nominal(sac: Sac, told: Tensor, nominal: Tensor, pushed: int = 0) -> None:
     """Let a policy that is told the nominal context c0 act as it did when it was told c.
 
-    The changed robot is the new original one. Contexts are multiples, so the networks, which read (c' - mean) / std,
-    have to see c' c / c0 from now on: mean and std of the context's columns are divided by c / c0.
+    The changed robot is the new original one. Scalings and gains are multiples, so the networks, which read
+    (c' - mean) / std, have to see c' c / c0 from now on: mean and std of their columns are divided by c / c0. Pushes
+    add up, so that they have to see c' + c - c0: the mean of theirs is lowered by c - c0.
 
     Args:
         sac: the policy, changed in place.
         told: c, `(context_dim,)`.
         nominal: c0, likewise.
+        pushed: how many of the context's numbers, the first ones, are pushes.
     """
-    part = (told / nominal).clamp(min=LEAST_CONTEXT)
-    for scale in (sac.obs_mean, sac.obs_std):
-        scale[-len(part) :] /= part
+    mean, std = (scale[-len(told) :] for scale in (sac.obs_mean, sac.obs_std))
+    mean[:pushed] -= told[:pushed] - nominal[:pushed]
+    part = (told[pushed:] / nominal[pushed:]).clamp(min=LEAST_CONTEXT)
+    mean[pushed:] /= part
+    std[pushed:] /= part
 
 
 def model_errors(model: DynamicsEnsemble, changed: Data, original: Data) -> dict[str, float]:
@@ -313,10 +319,9 @@ def run(config: AdaptConfig) -> dict[str, Any]:
     log = read_log(config.log, base)
     data = Data(in_segments(log, SEGMENT), base.robot, HOLDOUT_FRACTION, "cpu")
     adapted, tuning = adapted_config(config, base, settings, log)
-    prepare_folder(adapted)
-    save_npz(data.dataset, folder / "log.npz")
     described = {"sha256": data.dataset.metadata.sha256, "env": environment.name, "rows": len(log)}
-    write_json(folder / "run.json", run_record(adapted, described))
+    prepare_folder(adapted, described)
+    save_npz(data.dataset, folder / "log.npz")
     told = inferred_context(base, model, settings, log)
     watch.lap("reading")
 
@@ -329,7 +334,7 @@ def run(config: AdaptConfig) -> dict[str, Any]:
     rule = TERMINATIONS[environment.config.termination]
     algorithm = make_algorithm(tuning, data.packed(data.train), model, rule, config.seed)
     if (spec := settings.context_spec(base.robot)) is not None and told is not None:
-        make_nominal(base.sac, told, torch.tensor(spec.nominal))
+        make_nominal(base.sac, told, torch.tensor(spec.nominal), len(spec.pushed))
     algorithm.sac.train_on(base.sac.state_dict(), config.anchor)
     old = imagined(algorithm, data, config.seed)
     train_policy(adapted, tuning, algorithm, environment, name="fine_tuned")

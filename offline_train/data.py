@@ -87,7 +87,7 @@ def packed(dataset: TransitionDataset, robot: RobotDescription) -> Tensor:
 
 
 def mixed(log: Tensor, synthetic: Tensor, real_fraction: float) -> Tensor:
-    """As many rows as there are synthetic ones, of which a share is the log's, over and over where it is short.
+    """As many rows as there are synthetic ones, a share of them drawn from the log, over and over where it is short.
 
     Args:
         log: packed rows.
@@ -95,7 +95,9 @@ def mixed(log: Tensor, synthetic: Tensor, real_fraction: float) -> Tensor:
         real_fraction: share of `log`.
     """
     real = round(real_fraction * len(synthetic))
-    places = torch.arange(real, device=log.device) % len(log)
+    # Never its first rows alone, which are those of its earliest policies. The same ones every time.
+    order = torch.randperm(len(log), generator=torch.Generator().manual_seed(0)).to(log.device)
+    places = order[torch.arange(real, device=log.device) % len(log)]
     return torch.cat([log[places], synthetic[: len(synthetic) - real]])
 
 

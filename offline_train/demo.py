@@ -224,7 +224,8 @@ def section(folder: Path, title: str) -> tuple[Section, dict[str, Any]]:
         "commands": [
             "surefoot demo "
             + " ".join(
-                f"{name}={str(settings[name]).replace(' ', '')}" for name in ("seeds", "updates", "ensemble_steps")
+                f"{name}={str(settings[name]).replace(' ', '')}"
+                for name in ("seeds", "updates", "ensemble_steps", "suites")
             )
             + f" episodes={settings['episodes']}"
         ],

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from adapters.errors import UserError
-from adapters.files import read_json
+from adapters.files import read_json, write_json
 from deploy.bundle import RobotDescription
 from offline_train.algorithms.augwm import AugWmConfig
 from offline_train.algorithms.augwm_actuators import ActuatorAugWmConfig
@@ -103,19 +103,30 @@ class TrainConfig(BaseModel):
     resume: bool
 
 
-def prepare_folder(config: TrainConfig) -> None:
-    """Make sure that a run neither overwrites another nor resumes one with other settings.
+def prepare_folder(config: TrainConfig, data: dict[str, Any]) -> None:
+    """Note in run.json what a new run's result is a function of; a run that goes on keeps the note that it has.
+
+    Args:
+        config: settings.
+        data: what is learned from.
 
     Raises:
-        UserError: either would happen.
+        UserError: it would overwrite another run, or go on with other settings or other data.
     """
     folder = config.output
     record = folder / "run.json"
     if not record.is_file():
+        write_json(record, run_record(config, data))
         return
     if not config.resume:
         raise UserError(f"{folder} holds a run already; give another output=FOLDER, or resume=true to go on with it.")
-    before, now = read_json(record)["config"], config_record(config)
+    earlier, now = read_json(record), config_record(config)
+    if earlier["dataset"] != data:
+        raise UserError(
+            f"{folder} was started with another data set than there is under that name now; bring the former one back, "
+            "or give another output=FOLDER."
+        )
+    before = earlier["config"]
     changed = sorted(key for key in now if now[key] != before.get(key))
     if changed:
         raise UserError(

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from adapters.command import command
 from adapters.datasets import save_npz
 from adapters.errors import UserError
-from adapters.files import read_json, read_jsonl, write_json
+from adapters.files import read_json, read_jsonl
 from adapters.progress import progress_bar
 from deploy.bundle import RobotDescription
 from offline_train.algorithms.awac_online import OnlineAwac, OnlineAwacConfig
@@ -25,7 +25,7 @@ from offline_train.algorithms.mopo import MopoConfig
 from offline_train.algorithms.nppac import Nppac, NppacConfig
 from offline_train.algorithms.online import OnlineConfig
 from offline_train.algorithms.registry import make_algorithm, make_model_free
-from offline_train.algorithms.rma import Rma
+from offline_train.algorithms.rma import Rma, RmaConfig
 from offline_train.algorithms.sac_bc import SacBc, SacBcConfig
 from offline_train.algorithms.sac_online import OnlineSac, OnlineSacConfig
 from offline_train.algorithms.synther_online import OnlineSynther, OnlineSyntherConfig
@@ -39,7 +39,7 @@ from offline_train.priors.ensemble import EnsembleConfig as PriorEnsembleConfig
 from offline_train.priors.fit import fit_prior, load_prior, save_prior
 from offline_train.priors.sparse_gp import SparseGpConfig
 from offline_train.replay import Batch
-from offline_train.settings import NoAlgorithm, TrainConfig, prepare_folder, run_record
+from offline_train.settings import NoAlgorithm, TrainConfig, prepare_folder
 from offline_train.world_model import (
     take_world_model,
     train_world_model,
@@ -53,6 +53,8 @@ from sim.terminations import TERMINATIONS
 from sim.worlds import steady_world
 
 Watch = Callable[[Algorithm, dict[str, float]], None]
+# Added to the seed of evaluations where the training draws starts, too.
+UNSEEN = 1_000_000
 
 
 def train_policy(
@@ -122,7 +124,9 @@ def evaluated(
     config: TrainConfig, settings: Settings, algorithm: Algorithm, task: Environment | OpenTask, world: Perturbation
 ) -> dict[str, float]:
     """The deterministic policy's mean return, with D4RL's score, and in a task with goals the share of successes."""
-    episodes, seed = config.evaluation_episodes, config.seed
+    # Robots that learn in the simulator draw their starts from the run's own seed.
+    episodes = config.evaluation_episodes
+    seed = config.seed + (UNSEEN if isinstance(settings, OnlineConfig) else 0)
     if not isinstance(task, OpenTask):
         mean_return = simulator_return(algorithm.act_nominal, task, episodes, seed, world=world)
         reference = task.config.d4rl if world == NOMINAL else None
@@ -187,6 +191,8 @@ def check_source(config: TrainConfig) -> None:
         raise UserError("algorithm=none trains no policy that could start from an earlier one; leave start_from out.")
     if isinstance(config.algorithm, DemonstratedConfig) and config.world_model is not None:
         raise UserError(f"algorithm={name} learns in the simulator itself; leave world_model out.")
+    if isinstance(config.algorithm, RmaConfig) and config.dataset.synthetic is not None:
+        raise UserError("algorithm=rma learns from stretches of a log, and synthetic rows have none; leave them out.")
     if isinstance(config.algorithm, DemonstratedConfig) and config.dataset.synthetic is not None:
         raise UserError(f"algorithm={name} learns from demonstrations as they are; leave dataset.synthetic out.")
     if config.prior is not None and not isinstance(config.algorithm, NppacConfig):
@@ -211,8 +217,7 @@ def run_online(config: TrainConfig, settings: OnlineSacConfig, watch: Watch | No
         note = world.model_dump(mode="json", exclude_defaults=True)
         config = config.model_copy(update={"perturbation": note})
     start = earlier_policy(config, (settings.name,), settings, environment.name)
-    prepare_folder(config)
-    write_json(config.output / "run.json", run_record(config, {"sha256": "", "env": environment.name, "rows": 0}))
+    prepare_folder(config, {"sha256": "", "env": environment.name, "rows": 0})
     robots = robots_of(environment, settings.robots, config.seed, world)
     kind = OnlineSynther if isinstance(settings, OnlineSyntherConfig) else OnlineSac
     algorithm = kind(settings, robots, config.seed, config.device, start)
@@ -223,7 +228,7 @@ def run_with_demonstrations(
     config: TrainConfig, settings: NppacConfig | SacBcConfig | OnlineAwacConfig, watch: Watch | None
 ) -> None:
     """Train in the simulator that demonstrations are from, where the algorithm has one with their prior."""
-    folder, dataset = config.output, open_log(config.dataset)
+    dataset = open_log(config.dataset)
     task = find_task(dataset.metadata.env)
     if isinstance(settings, NppacConfig) and config.prior is None:
         prior_by_default = (
@@ -232,9 +237,7 @@ def run_with_demonstrations(
         config = config.model_copy(update={"prior": prior_by_default})
     config, robot = with_robot(config, task)
     check_fit("the data set", dataset.obs_dim, dataset.act_dim, dataset.metadata.control_dt, robot)
-    prepare_folder(config)
-    described = {"sha256": dataset.metadata.sha256, "env": task.name, "rows": len(dataset)}
-    write_json(folder / "run.json", run_record(config, described))
+    prepare_folder(config, {"sha256": dataset.metadata.sha256, "env": task.name, "rows": len(dataset)})
     demonstrations = Batch.unpack(packed(dataset, robot).to(config.device), dataset.obs_dim, dataset.act_dim)
     robots = robots_of(task, settings.robots, config.seed)
     algorithm: Demonstrated
@@ -332,12 +335,11 @@ def run_offline(config: TrainConfig, settings: MopoConfig | ModelFreeConfig | No
         kin = ("mopo", "mabe") if isinstance(settings, MabeConfig) else ("mopo",)
         start = earlier_policy(config, kin, settings, environment.name)
         settings.context_spec(robot)  # refuses what the robot does not observe, before anything is trained
-    prepare_folder(config)
     described = {"sha256": dataset.metadata.sha256, "env": environment.name, "rows": len(dataset)}
     if synthetic is not None:
         made_by = synthetic.metadata.synthetic
         described["synthetic"] = {"sha256": synthetic.metadata.sha256, "rows": len(synthetic), "made_by": made_by}
-    write_json(folder / "run.json", run_record(config, described))
+    prepare_folder(config, described)
     log = data.learned()
     if isinstance(settings, ModelFreeConfig):
         if config.world_model is not None:

@@ -81,17 +81,19 @@ def variants_for(bundle: Bundle) -> tuple[Variant, ...]:
 
 
 class FixedContext:
-    """Tells the policy the same `z` for every dimension at every step.
+    """Tells the policy the same `z` for every scaling or gain at every step, and no push.
 
     Args:
         z: the context.
         shape: `(n, context_dim)`.
+        pushed: how many of its numbers, the first ones, are pushes.
     """
 
     needs_action = False
 
-    def __init__(self, z: float, shape: tuple[int, ...]) -> None:
+    def __init__(self, z: float, shape: tuple[int, ...], pushed: int = 0) -> None:
         self.z = np.full(shape, z)
+        self.z[..., :pushed] = 0.0
 
     def reset(self) -> None:
         """Nothing is remembered, so nothing is forgotten."""
@@ -168,9 +170,10 @@ def _reaction(result: EpisodeResult, changes: Sequence[Sequence[int]]) -> float 
     if result.context is None:
         return None
     steps = [
-        steps_to_90_percent(trace.mean(0)[: at_steps[1] if len(at_steps) > 1 else None], at_steps[0])
-        for trace, at_steps in zip(result.context, changes, strict=True)
-        if at_steps
+        steps_to_90_percent(whole.mean(0)[: at_steps[1] if len(at_steps) > 1 else None], at_steps[0])
+        for trace, fell, at_steps in zip(result.context, result.falls, changes, strict=True)
+        # Of an episode that ended early the rest is zeros.
+        if at_steps and len(whole := trace[~fell])
     ]
     moved = [count for count in steps if count is not None]
     return float(np.median(moved)) if moved else None
@@ -187,7 +190,7 @@ def _estimator(bundle: Bundle, variant: Variant, batch: tuple[int, ...]) -> Cont
     context = bundle.manifest.context
     assert context is not None
     if variant.estimator == "fixed":
-        return FixedContext(variant.settings["z"], (*batch, context.dim))
+        return FixedContext(variant.settings["z"], (*batch, context.dim), len(context.pushed))
     return make_estimator(
         variant.estimator,
         predict_change=bundle.predict_change,

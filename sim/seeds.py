@@ -103,11 +103,17 @@ def regained(column: Column) -> dict[World, np.ndarray]:
     }
 
 
-def hardest(columns: Sequence[Column], baseline: Column, share: float = 0.25) -> list[World]:
-    """The worlds of all columns in which the baseline's mean return is lowest, `share` of them."""
+def hardest(columns: Sequence[Column], baseline: Column, share: float = 0.25) -> list[list[World]]:
+    """For every seed the worlds of all columns in which the baseline's mean return is lowest, `share` of them.
+
+    They are chosen by the other seeds: chosen by the same returns that are then compared, the baseline's would be low
+    by luck, too. One seed alone has no others.
+    """
     common = [world for world in baseline.worlds() if all(world in column.cells[0] for column in columns)]
-    order = np.argsort(baseline.returns(common).mean((0, 2)))
-    return [common[index] for index in order[: max(round(share * len(common)), 1)]]
+    means = baseline.returns(common).mean(2)
+    others = means if len(means) == 1 else (means.sum(0) - means) / (len(means) - 1)
+    count = max(round(share * len(common)), 1)
+    return [[common[index] for index in order[:count]] for order in np.argsort(others, axis=1)]
 
 
 def regained_table(columns: Sequence[Column]) -> Table | None:
@@ -130,12 +136,18 @@ def regained_table(columns: Sequence[Column]) -> Table | None:
 def hardest_table(columns: Sequence[Column], baseline: Column) -> Table:
     """Lay out the mean scores over the quarter of the worlds in which the baseline is worst, and each one's by seed."""
     worlds, yardstick = hardest(columns, baseline), baseline.reports[0]["yardstick_return"] or 1.0
-    names = ", ".join(f"{count} of {suite}" for suite, count in Counter(world.suite for world in worlds).items())
+    counts = Counter(world.suite for chosen in worlds for world in chosen)
+    names = ", ".join(f"{count / len(worlds):.3g} of {suite}" for suite, count in counts.items())
+    by_others = "by its other seeds" if len(worlds) > 1 else "by the same returns"
     table = Table(
-        "", "mean score", "by seed", title=f"the quarter of the worlds where '{baseline.title}' is worst: {names}"
+        "",
+        "mean score",
+        "by seed",
+        title=f"the quarter of the worlds where '{baseline.title}' is worst, {by_others}: {names}",
     )
     for column in columns:
-        by_seed = column.returns(worlds).mean((1, 2)) / yardstick
+        scores = [column.returns(chosen)[seed].mean() / yardstick for seed, chosen in enumerate(worlds)]
+        by_seed = np.array(scores)
         table.add_row(column.title, f"{by_seed.mean():.3f}", ", ".join(f"{value:.3f}" for value in by_seed))
     return table
 

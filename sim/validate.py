@@ -66,7 +66,7 @@ def validate(
         seed: seed of the starts and of noise.
         steps: control steps in an episode.
         contexts: any of nominal, inferred and oracle; a bundle without a context has no oracle, and one that infers no
-            delay either has nominal alone.
+            delay and shows no caution either has nominal alone.
         threads: how many share the episodes; the result does not depend on it.
         progress: called with the control steps done so far, and with those of the whole run.
         watch: called for each context with the worlds, each with its suite's name, and all that happened in them.

@@ -42,7 +42,7 @@ class LinearForwardEstimator:
     f(s, a) = W [s; a; 1] is fitted to the observed change by recursive least squares; for the action about to be
     taken, z = f(s, a) / predicted change, elementwise. The forward model stands in for the change that is not yet seen
     when the action has to be chosen. What the paper leaves open (inputs, ridge, warm-up, clipping, window) are
-    settings; `surefoot bench context` repeats the sweep that their defaults come from.
+    settings; `surefoot bench name=context` repeats the sweep that their defaults come from.
 
     Args:
         predict_change: the bundle's dynamics.

@@ -75,7 +75,9 @@ class Online:
         self.device = generator.device
         acted = config.steps_per_update * -(-config.updates // config.updates_per_step)
         self.control_steps = config.random_steps + acted
-        capacity = spare + self.control_steps + 2 * config.robots
+        # Every epoch ends with a whole control step of all robots.
+        epochs = -(-config.updates // config.steps_per_epoch)
+        capacity = spare + self.control_steps + (epochs + 1) * config.robots
         self.replay = Replay(capacity, robots.obs_dim + told, robots.act_dim, self.device)
         self.obs = self.tell(self._tensor(robots.start()))
         self.lengths = np.zeros(config.robots, int)

@@ -270,7 +270,7 @@ class Rma(ActuatorAugWm):
 
         Args:
             sent: `(batch, window, act_dim)`, 0 in rows that are absent.
-            before: `(batch, window, 1)`, the rows before the change.
+            before: `(batch, window, 1)`, the rows on one side of the change.
 
         Returns:
             The gains at every row, `(batch, window, act_dim)`.

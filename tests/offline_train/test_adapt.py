@@ -295,6 +295,18 @@ def test_nominal_context_becomes_what_was_told() -> None:
         torch.testing.assert_close(a, b, atol=5e-3, rtol=0)
 
 
+def test_nominal_push_becomes_what_was_told() -> None:
+    # The policy that was told a push of 0.3 and a gain of 0.5 is the one that is now told 0 and 1.
+    sac = Sac(torch.zeros(4), torch.tensor([1.0, 1.0, 0.3, 0.4]), 2, SacConfig(hidden=[8]), torch.Generator())
+    obs, told, nominal = torch.randn(5, 2), torch.tensor([0.3, 0.5]), torch.tensor([0.0, 1.0])
+    with torch.no_grad():
+        expected = [sac(torch.cat([obs, torch.tensor(c).expand(5, 2)], -1)) for c in ((0.3, 0.5), (0.2, 0.6))]
+        make_nominal(sac, told, nominal, pushed=1)
+        found = [sac(torch.cat([obs, torch.tensor(c).expand(5, 2)], -1)) for c in ((0.0, 1.0), (-0.1, 1.2))]
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_context_is_what_the_old_bundle_would_infer(place: Place) -> None:
     base, gains = Run(place.run), torch.tensor([1.0, 0.5])
     batch = toy_batch(1_000, seed=4)

@@ -63,6 +63,16 @@ def test_graphs_that_differ_are_refused(factor: float) -> None:
         check_parity(Scale(factor), onnx, inputs(), "policy.onnx")
 
 
+def test_a_second_output_that_is_no_number_is_refused() -> None:
+    class Both(nn.Module):
+        def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+            return obs, obs.sqrt()
+
+    onnx = to_onnx(Both(), inputs(), ["action", "std"])
+    with pytest.raises(UserError, match="differs from torch by nan"):
+        check_parity(Both(), onnx, {"obs": torch.tensor([[1.0, -1.0]])}, "policy.onnx")
+
+
 def test_dynamics_graph_takes_command_units(toy: Toy) -> None:
     batch = toy_batch(1_000, seed=3)
     graph = DynamicsGraph(toy.model, [-2.0, 0.0], [2.0, 10.0])

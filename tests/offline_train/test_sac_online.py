@@ -23,6 +23,7 @@ from offline_train.checkpoint import load_checkpoint, save_checkpoint
 from offline_train.evaluate import simulator_return
 from offline_train.finished_run import Run
 from offline_train.replay import Batch
+from offline_train.train import UNSEEN
 from sim.environments import Environment, EnvironmentConfig, make_environment
 from sim.online_robots import PlantRobots
 from sim.perturb import NOMINAL, Perturbation
@@ -82,6 +83,15 @@ def make(
     }
     config = OnlineSacConfig(**small | settings)
     return OnlineSac(config, PlantRobots(environment, config.robots, seed, world), seed, start=start)
+
+
+def test_the_replay_holds_all_that_the_robots_do() -> None:
+    # 17 robots, 17 updates a step: every epoch of 20 updates takes two steps, of 34 rows, where 20 updates ask for 20.
+    algorithm = make(point(), robots=17, updates=200)
+    while not algorithm.finished:
+        algorithm.train_epoch()
+    assert algorithm.replay.size == algorithm.steps == 17 * 3 + 10 * 34
+    assert len(algorithm.log(point(), "a test")) == algorithm.steps
 
 
 def stored(algorithm: OnlineSac) -> Batch:
@@ -337,7 +347,7 @@ def test_run_in_a_changed_world_says_so(command_line: CommandLine, train: Comman
         assert (config["suite"], config["world"], config["perturbation"]) == told
     final, evaluated = Run(tmp_path / "there").sac, read_jsonl(tmp_path / "there" / "metrics.jsonl")[-1]["return"]
     returns = [
-        simulator_return(final, make_environment("hopper"), 1, seed=0, world=world)
+        simulator_return(final, make_environment("hopper"), 1, seed=UNSEEN, world=world)
         for world in (Perturbation(**dead), NOMINAL)
     ]
     assert evaluated == returns[0] != returns[1]

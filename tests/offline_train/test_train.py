@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from toy import state_equal
 
-from adapters.datasets import Metadata, TransitionDataset, save_npz
+from adapters.datasets import Metadata, TransitionDataset, load_dataset, save_npz
 from adapters.files import read_json, read_jsonl
 from deploy.bundle import Bundle
 from offline_train.algorithms.mopo import Mopo
@@ -178,6 +178,18 @@ def test_run_is_neither_overwritten_nor_resumed_with_other_settings(train: Train
     # Resuming a finished run changes nothing.
     assert train("run", "resume=true", "checkpoint_every=3").code == 0
     assert (tmp_path / "run" / "policy.safetensors").read_bytes() == before
+
+
+def test_a_run_does_not_go_on_with_another_log_under_the_same_name(train: Train, log: Path, tmp_path: Path) -> None:
+    assert train("run", "evaluation_episodes=0").code == 0
+    record = (tmp_path / "run" / "run.json").read_bytes()
+    dataset = load_dataset(log)
+    arrays = dataset.arrays() | {"rewards": dataset.rewards + 1.0}
+    save_npz(TransitionDataset.from_arrays(arrays, dataset.metadata, "another"), log)
+    (tmp_path / "run" / "policy.safetensors").unlink()
+    again = ("run", "evaluation_episodes=0", "resume=true")
+    assert "was started with another data set than there is under that name now" in refusal(train(*again))
+    assert (tmp_path / "run" / "run.json").read_bytes() == record
 
 
 def test_seed_decides_the_result(train: Train, tmp_path: Path) -> None:

@@ -172,6 +172,14 @@ def test_policies_are_trained_on_it(
 def test_mixed_keeps_the_share_and_repeats_a_short_log() -> None:
     log, synthetic = torch.arange(3.0)[:, None], 10.0 + torch.arange(8.0)[:, None]
     assert mixed(log, synthetic, 0.0).flatten().tolist() == [10, 11, 12, 13, 14, 15, 16, 17]
-    # Half of eight: the log's three rows and its first once more.
-    assert mixed(log, synthetic, 0.5).flatten().tolist() == [0, 1, 2, 0, 10, 11, 12, 13]
-    assert mixed(log, synthetic, 1.0).flatten().tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+    # Half of eight: the log's three rows and one of them once more; then all twice, and two once more.
+    half, whole = (mixed(log, synthetic, share).flatten().tolist() for share in (0.5, 1.0))
+    assert sorted(half[:3]) == [0, 1, 2] and half[3] == half[0] and half[4:] == [10, 11, 12, 13]
+    assert whole == (half[:3] * 3)[:8]
+
+
+def test_mixed_takes_rows_of_the_whole_of_a_long_log() -> None:
+    rows = mixed(torch.arange(1_000.0)[:, None], -torch.ones(1_000, 1), 0.1).flatten()
+    taken = rows[rows >= 0]
+    # 100 different rows, whose mean is 499.5 with a standard deviation of 1000 / sqrt(12 x 100) = 29.
+    assert len(taken.unique()) == 100 and abs(float(taken.mean()) - 499.5) < 100

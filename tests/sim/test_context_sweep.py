@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 import sim.context_sweep
 from adapters.errors import UserError
 from deploy.bundle import Bundle
 from deploy.context import ESTIMATORS, estimator_settings
-from sim.context_sweep import VARIANTS, Variant, sweep, table, variants_for
+from sim.context_sweep import VARIANTS, FixedContext, Variant, sweep, table, variants_for
 from sim.validate import validate
 
 
@@ -33,6 +35,18 @@ def test_rows_are_what_validation_measures(
         assert row["original"] == pytest.approx(returns["mass-1-damping-1"])
         assert row[str(suite)] == pytest.approx(sum(returns.values()) / 2)
     assert table(rows).row_count == 3
+
+
+def test_an_episode_that_ended_early_is_no_motion_of_the_context() -> None:
+    # It stays at 1 in a whole episode; in one that ended at step 700 there are zeros from then on.
+    context = np.ones((1, 2, 1_000, 1))
+    context[0, 1, 700:] = 0.0
+    result = SimpleNamespace(context=context, falls=np.array([[False, True]]))
+    assert sim.context_sweep._reaction(result, [[500]]) is None  # type: ignore[arg-type]
+
+
+def test_a_fixed_context_tells_no_push() -> None:
+    assert FixedContext(0.8, (2, 3), pushed=1).context(np.zeros((2, 5)), None).tolist() == [[0.0, 0.8, 0.8]] * 2
 
 
 @pytest.mark.parametrize("kind", VARIANTS)

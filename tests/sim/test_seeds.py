@@ -112,7 +112,15 @@ def test_hardest_worlds_are_the_baselines_worst_quarter(folder: Path, capsys: py
     write_json(folder / "ours-0-quarter.json", returns([0, 8, 0, 0, 6, 0, 0, 0]))
     base, ours = read_columns(folder)["quarter"]
     # The worst two of eight for the baseline are w1 and w4.
-    assert {world.name for world in hardest([base, ours], base)} == {"w1", "w4"}
+    assert [{world.name for world in chosen} for chosen in hardest([base, ours], base)] == [{"w1", "w4"}]
+    # With more seeds each one's worlds are chosen by the others: by the second seed w0 and w2, by the first w1 and w4.
+    write_json(folder / "base-1-quarter.json", returns([1, 5, 2, 3, 4, 6, 7, 8]))
+    write_json(folder / "ours-1-quarter.json", returns([0, 8, 0, 0, 6, 0, 0, 0]))
+    base, ours = read_columns(folder)["quarter"]
+    found = [{world.name for world in chosen} for chosen in hardest([base, ours], base)]
+    assert found == [{"w0", "w2"}, {"w1", "w4"}]
+    (folder / "base-1-quarter.json").unlink()
+    (folder / "ours-1-quarter.json").unlink()
     assert main([str(folder), "nobody"]) == 2
     assert "there is no column 'nobody'" in capsys.readouterr().err
     for path in folder.glob("*.json"):
