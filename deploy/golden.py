@@ -50,7 +50,10 @@ def read_golden(content: bytes, path: Path, sizes: Mapping[str, int]) -> dict[st
         raise UserError("{} holds {} and should hold {}; export the bundle again.".format(path, *names))
     for name, size in sizes.items():
         if golden[name].shape != (rows, size):
-            raise UserError(f"{path}: '{name}' has shape {golden[name].shape} and should have {(rows, size)}.")
+            raise UserError(
+                f"{path}: '{name}' has shape {golden[name].shape} and should have {(rows, size)}; export the bundle "
+                "again."
+            )
     return golden
 
 

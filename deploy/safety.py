@@ -69,7 +69,9 @@ class SafetyFilter:
         self, robot: RobotDescription, timeout: float, soft_start: float = 0.0, future_tolerance: float = 0.01
     ) -> None:
         if timeout < robot.control_dt:
-            raise UserError(f"timeout={timeout} s is shorter than the control period of {robot.control_dt} s.")
+            raise UserError(
+                f"timeout={timeout} s is shorter than the control period; give {robot.control_dt} s or more."
+            )
         if not (math.isfinite(soft_start) and soft_start >= 0):
             raise UserError(f"soft_start={soft_start} is no duration; give seconds, 0 for at once.")
         self.low, self.high = np.array(robot.action.low), np.array(robot.action.high)

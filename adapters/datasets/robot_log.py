@@ -141,7 +141,9 @@ def _select(checks: Mapping[str, np.ndarray], path: Path) -> np.ndarray:
     )
     lacking = ", ".join(f"{count} {text}" for text, count in faults.items())
     if not good.any():
-        raise UserError(f"{path} holds no transition: of {len(good)} pairs of observations {lacking}.")
+        raise UserError(
+            f"{path} holds no transition: of {len(good)} pairs of observations {lacking}; record it again without that."
+        )
     if faults:
         warnings.warn(f"{path}: of {len(good)} pairs of observations {lacking}; they were left out.", stacklevel=2)
     return np.flatnonzero(good)

@@ -38,7 +38,9 @@ class DmControlRobot(SimulatedRobot):
         self._env = suite.load(domain, task, task_kwargs={"random": seed}, environment_kwargs=flat)
         own = self._env.control_timestep()
         if abs(own - control_dt) > PERIOD_PRECISION:
-            raise UserError(f"{name} has a control period of {own} s, and {control_dt} s is asked for.")
+            raise UserError(
+                f"{name} has a control period of {own} s, and the policy acts every {control_dt} s; choose another one."
+            )
         start = self._env.reset().observation["observations"]
         super().__init__(start, self._env.action_spec().shape[0], control_dt)
 

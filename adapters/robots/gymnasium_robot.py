@@ -29,13 +29,20 @@ class GymnasiumRobot(SimulatedRobot):
         try:
             self._env = gymnasium.make(env_id, **options)
         except gymnasium.error.Error as error:
-            raise UserError(f"gymnasium cannot make env={env_id}: {error}") from error
+            raise UserError(
+                f"gymnasium cannot make env={env_id}: {error}; give the id of another environment."
+            ) from error
         spaces = self._env.observation_space, self._env.action_space
         if not all(isinstance(space, gymnasium.spaces.Box) and len(space.shape or ()) == 1 for space in spaces):
-            raise UserError(f"env={env_id} does not take and give vectors of numbers: its spaces are {spaces}.")
+            raise UserError(
+                f"env={env_id} does not take and give vectors of numbers (its spaces are {spaces}); choose another one."
+            )
         own = getattr(self._env.unwrapped, "dt", control_dt)
         if abs(own - control_dt) > PERIOD_PRECISION:
-            raise UserError(f"env={env_id} has a control period of {own} s, and {control_dt} s is asked for.")
+            raise UserError(
+                f"env={env_id} has a control period of {own} s, and the policy acts every {control_dt} s; choose another "
+                "one."
+            )
         values, _ = self._env.reset(seed=seed)
         super().__init__(values, int(np.prod(self._env.action_space.shape or ())), control_dt)
 

@@ -143,4 +143,4 @@ def declare(
     try:
         node.declare_parameter(name, default, descriptor)
     except (InvalidParameterTypeException, InvalidParameterValueException) as error:
-        raise UserError(f"the parameter {name} ({description}) is refused: {error}") from error
+        raise UserError(f"the parameter {name} ({description}) is refused: {error}; give another value.") from error

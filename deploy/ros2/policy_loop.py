@@ -232,5 +232,6 @@ def _check(settings: Settings, robot: RobotDescription) -> None:
         )
     if 0 < settings.stale_timeout < robot.control_dt:
         raise UserError(
-            f"stale_timeout={settings.stale_timeout:g} s is shorter than the control period of {robot.control_dt:g} s."
+            f"stale_timeout={settings.stale_timeout:g} s is shorter than the control period; give "
+            f"{robot.control_dt:g} s or more."
         )

@@ -129,7 +129,7 @@ def test_dm_controls_episode_ends_after_its_time() -> None:
     [
         ("walker-fly", 0.025, "dm_control has no task 'walker-fly'; give DOMAIN-TASK"),
         ("walker", 0.025, "dm_control has no task 'walker'"),
-        ("walker-walk", 0.02, "walker-walk has a control period of 0.025 s, and 0.02 s is asked for"),
+        ("walker-walk", 0.02, "walker-walk has a control period of 0.025 s, and the policy acts every 0.02 s"),
     ],
 )
 def test_task_of_dm_control_that_is_no_such_robot_is_refused(name: str, control_dt: float, sentence: str) -> None:
@@ -143,7 +143,7 @@ def test_task_of_dm_control_that_is_no_such_robot_is_refused(name: str, control_
         ("Nonsense-v0", 0.1, "gymnasium cannot make env=Nonsense-v0"),
         ("not an id!", 0.1, "gymnasium cannot make"),
         ("CartPole-v1", 0.1, "does not take and give vectors of numbers"),
-        ("Slide-v0", 0.05, "has a control period of 0.1 s, and 0.05 s is asked for"),
+        ("Slide-v0", 0.05, "has a control period of 0.1 s, and the policy acts every 0.05 s"),
     ],
 )
 def test_environment_that_is_no_such_robot_is_refused(env_id: str, control_dt: float, sentence: str) -> None:

@@ -128,7 +128,7 @@ def test_nothing_is_sent_that_could_move_a_robot_whose_pose_is_not_known(tmp_pat
         ({"bundle": ""}, "no bundle is given"),
         ({"rate": 5.0}, "rate=5 Hz, but the bundle acts at 10 Hz"),
         ({"command_interface": "velocity"}, "command_interface=velocity, but the bundle commands effort"),
-        ({"stale_timeout": 0.05}, "shorter than the control period of 0.1 s"),
+        ({"stale_timeout": 0.05}, "shorter than the control period; give 0.1 s or more"),
         ({"joint_map": ["ankle:a"]}, "joint_map names 'ankle'"),
         ({"field_map": [""]}, "'pitch' .* cannot be read"),
         ({"soft_start": -1.0}, "soft_start=-1.0"),
