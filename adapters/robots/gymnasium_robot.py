@@ -40,8 +40,8 @@ class GymnasiumRobot(SimulatedRobot):
         own = getattr(self._env.unwrapped, "dt", control_dt)
         if abs(own - control_dt) > PERIOD_PRECISION:
             raise UserError(
-                f"env={env_id} has a control period of {own} s, and the policy acts every {control_dt} s; choose another "
-                "one."
+                f"env={env_id} has a control period of {own} s, and the policy acts every {control_dt} s; choose "
+                "another one."
             )
         values, _ = self._env.reset(seed=seed)
         super().__init__(values, int(np.prod(self._env.action_space.shape or ())), control_dt)
