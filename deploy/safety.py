@@ -136,7 +136,8 @@ class SafetyFilter:
         """Take in the observed positions `(act_dim,)` of the commanded joints; read under a position law alone.
 
         Once a command has passed, the pose is kept up only while commands pass: a safe command that followed the robot
-        would let it sag. After `clear` it is taken once, as somebody may have moved the robot.
+        would let it sag. After `clear` it is taken once, as somebody may have moved the robot; a rate limit goes on
+        from the command that the robot has.
         """
         values, verdict = self._read(pose)
         if self._by_position and verdict == Verdict.GOOD and (self._passing or not self._passed or self._moved):

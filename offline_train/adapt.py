@@ -350,24 +350,30 @@ def run(config: AdaptConfig) -> dict[str, Any]:
         "log": {"steps": len(log), "seconds": len(log) * base.robot.control_dt, "sha256": log.metadata.sha256},
         "one_step_error": errors,
         "context_before": None if told is None else told.tolist(),
-        "reward_per_step": {"before": float(old.reward.mean()), "after": float(new.reward.mean())},
+        "reward_per_step": {"before": finite(float(old.reward.mean())), "after": finite(float(new.reward.mean()))},
         "policy": "new" if verdict.accepted else "old",
-        "verdict": verdict._asdict(),
+        "verdict": {name: finite(value) for name, value in verdict._asdict().items()},
         "seconds": watch.seconds,
     }
     write_json(folder / "adapt.json", report)
     return report
 
 
+def finite(value: Any) -> Any:
+    """The value, None for a number that JSON has none for."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def describe(report: dict[str, Any], folder: Path) -> str:
     """Tell a person what an adaptation came to."""
-    (before, after), reward = report["one_step_error"].values(), report["reward_per_step"]
+    before, after = report["one_step_error"].values()
+    reward = ["not finite" if mean is None else f"{mean:.2f}" for mean in report["reward_per_step"].values()]
     outcome = "the new policy is taken" if report["policy"] == "new" else "the old policy is kept"
     return "\n".join(
         [
             f"one-step error on held-out rows of the log: {before['log']:.4f} before, {after['log']:.4f} corrected",
             f"one-step error on the original robot: {before['original']:.4f} before, {after['original']:.4f} corrected",
-            f"expected reward a step in the corrected model: {reward['before']:.2f} old, {reward['after']:.2f} new",
+            f"expected reward a step in the corrected model: {reward[0]} old, {reward[1]} new",
             f"{outcome}: {report['verdict']['reason']}",
             "seconds: " + ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in report["seconds"].items()),
             f"the run is in {folder}, its settings in run.json and these figures in adapt.json",

@@ -121,17 +121,17 @@ def prepare_folder(config: TrainConfig, data: dict[str, Any]) -> None:
     if not config.resume:
         raise UserError(f"{folder} holds a run already; give another output=FOLDER, or resume=true to go on with it.")
     earlier, now = read_json(record), config_record(config)
-    if earlier["dataset"] != data:
-        raise UserError(
-            f"{folder} was started with another data set than there is under that name now; bring the former one back, "
-            "or give another output=FOLDER."
-        )
     before = earlier["config"]
     changed = sorted(key for key in now if now[key] != before.get(key))
     if changed:
         raise UserError(
             f"{folder} was started with other settings ({', '.join(changed)}); resume with the same, or give another "
             "output=FOLDER."
+        )
+    if earlier["dataset"] != data:
+        raise UserError(
+            f"{folder} was started with another data set than there is under that name now; bring the former one back, "
+            "or give another output=FOLDER."
         )
 
 

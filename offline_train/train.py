@@ -313,6 +313,8 @@ def earlier_policy(
     before = record["config"]["algorithm"]
     if before["name"] not in of or record["dataset"]["env"] != env:
         raise UserError(f"{folder} is no run of algorithm={' or '.join(of)} in {env}; start from one.")
+    if (critics := before.get("critics")) != getattr(settings, "critics", None):
+        raise UserError(f"the learner in {folder} has {critics} critics; give algorithm.critics={critics}.")
     for part in ("sac", "prior"):
         if hasattr(settings, part) and part in before and before[part]["hidden"] != getattr(settings, part).hidden:
             raise UserError(

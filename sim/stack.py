@@ -155,6 +155,7 @@ def _parameters(settings: StackSettings, record: Path, bag: Path) -> dict[str, d
         },
         "safety": {
             "bundle": str(settings.bundle),
+            "public_key": str(settings.public_key or ""),
             "timeout": 0.0 if settings.realtime else SAFETY_TIMEOUT,
             # In lock step every command is a step of the robot, and the policy's own soft start is enough.
             "soft_start": settings.soft_start if settings.realtime else 0.0,

@@ -133,8 +133,9 @@ class Inputs:
         if not self._is_due(time):
             self.skipped += 1
             return None
-        # From both sides, so that one from before a clock was set back does not hold for as long as that.
-        if self._command_input is not None and 0 <= now - self._command_input[0] <= CMD_VEL_TIMEOUT:
+        if self._command_input is not None and now < self._command_input[0]:
+            self._command_input = None  # the clock was set back: how old it is cannot be known
+        if self._command_input is not None and now - self._command_input[0] <= CMD_VEL_TIMEOUT:
             messages[CMD_VEL] = self._command_input[1]
         return self._read(messages, time)
 

@@ -41,6 +41,18 @@ class OnlineConfig(BaseModel):
             raise ValueError(f"steps_per_update {self.steps_per_update} does not divide the {self.robots} robots")
         return self
 
+    @property
+    def updates_due(self) -> int:
+        """Gradient steps after a control step of all robots."""
+        return self.robots // self.steps_per_update * self.updates_per_step
+
+    @property
+    def control_steps(self) -> int:
+        """Control steps of all robots in the whole training: each epoch has as many whole ones as its updates take."""
+        whole, rest = divmod(self.updates, self.steps_per_epoch)
+        acted = whole * -(-self.steps_per_epoch // self.updates_due) - (-rest // self.updates_due)
+        return (-(-self.random_steps // self.robots) + acted) * self.robots
+
 
 class Explorer(Protocol):
     """What a learner that acts while it learns has beside `update`."""
@@ -73,12 +85,8 @@ class Online:
     ) -> None:
         self.config, self.learner, self.robots, self.generator = config, learner, robots, generator
         self.device = generator.device
-        acted = config.steps_per_update * -(-config.updates // config.updates_per_step)
-        self.control_steps = config.random_steps + acted
-        # Every epoch ends with a whole control step of all robots.
-        epochs = -(-config.updates // config.steps_per_epoch)
-        capacity = spare + self.control_steps + (epochs + 1) * config.robots
-        self.replay = Replay(capacity, robots.obs_dim + told, robots.act_dim, self.device)
+        self.control_steps = config.control_steps
+        self.replay = Replay(spare + self.control_steps, robots.obs_dim + told, robots.act_dim, self.device)
         self.obs = self.tell(self._tensor(robots.start()))
         self.lengths = np.zeros(config.robots, int)
         self.returns = np.zeros(config.robots)
@@ -118,8 +126,7 @@ class Online:
         budget = min(config.steps_per_epoch, config.updates - self.updates)
         while len(figures) < budget:
             returns += self._step(self.explore)
-            due = config.robots // config.steps_per_update * config.updates_per_step
-            for _ in range(min(due, budget - len(figures))):
+            for _ in range(min(config.updates_due, budget - len(figures))):
                 figures.append(self._update(self.updates + len(figures)))
         self.updates += budget
         mean_return = float(np.mean(returns)) if returns else float("nan")

@@ -89,8 +89,8 @@ class SacBc(Demonstrated):
         super().__init__(config, learner, robots, demonstrations, generator)
 
     def first_actions(self, obs: Tensor) -> Tensor:
-        """The cloned policy's means: cloning by squared error learns no spread to draw from."""
-        return self.act_nominal(obs)
+        """The cloned policy's actions; its means where cloning by squared error has taught it no spread."""
+        return self.act_nominal(obs) if self.config.name == "sac-bc" else super().first_actions(obs)
 
     def pretrain(self, report: Report) -> None:
         """Clone the demonstrations."""

@@ -207,14 +207,14 @@ def config_record(config: UpsampleConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude={"output", "resume", "threads", "seed"})
 
 
-def prepare_folder(config: UpsampleConfig) -> None:
-    """Make sure that a run neither overwrites another nor goes on with one of other settings, and note its own.
+def prepare_folder(config: UpsampleConfig, log_sha256: str) -> None:
+    """Note in run.json what a new run's rows are a function of; a run that goes on keeps the note that it has.
 
     Raises:
-        UserError: either would happen.
+        UserError: it would overwrite another run, or go on with other settings or another log.
     """
     record = config.output / "run.json"
-    now = {"config": config_record(config), "seed": config.seed}
+    now = {"config": config_record(config), "seed": config.seed, "log_sha256": log_sha256}
     if record.is_file():
         if not config.resume:
             raise UserError(
@@ -223,8 +223,10 @@ def prepare_folder(config: UpsampleConfig) -> None:
         before = read_json(record)
         if {name: before.get(name) for name in now} != now:
             raise UserError(
-                f"{config.output} was started with other settings; resume with the same, or give another output=FOLDER."
+                f"{config.output} was started with other settings or another log; resume with the same, or give "
+                "another output=FOLDER."
             )
+        return
     if config.model is not None:
         check_model(config, config.model)
     write_json(record, now | {"commit": commit()})
@@ -254,7 +256,7 @@ def run(config: UpsampleConfig) -> Path:
     real = open_log(config.dataset)
     # The episodes that surefoot train holds out of the same log.
     train, holdout = real.split_episodes(config.holdout_fraction, np.random.default_rng(0))
-    prepare_folder(config)
+    prepare_folder(config, real.metadata.sha256)
     final = config.output / "synthetic.npz"
     if final.is_file():
         return final

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from toy import NOISE, ROBOT, state_equal, toy_batch, toy_step
 from adapters.datasets import Metadata, TransitionDataset, save_npz
 from deploy.bundle import Bundle
 from offline_train import adapt, export, finished_run, train
-from offline_train.adapt import in_segments, inferred_context, judge, make_nominal
+from offline_train.adapt import describe, finite, in_segments, inferred_context, judge, make_nominal
 from offline_train.algorithms.augwm_actuators import ActuatorAugWmConfig
 from offline_train.algorithms.mopo import Mopo, MopoConfig
 from offline_train.algorithms.sac import Sac, SacConfig, anchor_loss
@@ -229,6 +230,20 @@ def test_judgement(new: list[list[float]], uncertainty: float, accepted: bool, l
     assert verdict.accepted == accepted and reason in verdict.reason
     assert verdict.gain == pytest.approx(np.mean(new))
     assert verdict.least == pytest.approx(least, abs=1e-3)
+
+
+def test_rollouts_that_are_not_finite_keep_the_old_policy_and_can_be_told() -> None:
+    verdict = judge(imagined([[0.0] * 3] * 2, 1.0), imagined([[math.nan, 1.0, 2.0]] * 2, 1.0), usual=1.0)
+    assert not verdict.accepted and "not finite" in verdict.reason
+    report = {
+        "one_step_error": {stage: {"log": 0.1, "original": 0.2} for stage in ("before", "after")},
+        "reward_per_step": {"before": 1.0, "after": finite(math.nan)},
+        "policy": "old",
+        "verdict": {name: finite(value) for name, value in verdict._asdict().items()},
+        "seconds": {},
+    }
+    assert json.loads(json.dumps(report, allow_nan=False))["verdict"]["gain"] is None
+    assert "1.00 old, not finite new" in describe(report, Path("run"))
 
 
 class ThreeWorlds:

@@ -90,7 +90,7 @@ def test_the_replay_holds_all_that_the_robots_do() -> None:
     algorithm = make(point(), robots=17, updates=200)
     while not algorithm.finished:
         algorithm.train_epoch()
-    assert algorithm.replay.size == algorithm.steps == 17 * 3 + 10 * 34
+    assert algorithm.replay.size == algorithm.steps == algorithm.control_steps == 17 * 3 + 10 * 34
     assert len(algorithm.log(point(), "a test")) == algorithm.steps
 
 

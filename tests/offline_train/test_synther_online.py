@@ -59,6 +59,8 @@ def test_models_are_fitted_on_schedule_and_replace_what_was_drawn() -> None:
 
 def test_no_model_is_fitted_after_the_last_control_step() -> None:
     assert finish(make(refresh_every=25)).models == 1  # at step 25, and not at 50, which is the last
+    # 3 robots and 12 updates a step: 7 steps of 3 at random, then 3 epochs of 4 steps, so that 57 is the last.
+    assert finish(make(refresh_every=19, robots=3)).models == 2
 
 
 @pytest.mark.parametrize("real_fraction", [0.0, 0.25, 1.0])
@@ -102,3 +104,13 @@ def test_train_and_export(command_line: Callable[..., Any], tmp_path: Path, algo
     assert any("model_holdout_loss" in line for line in figures) == (algorithm == "synther")
     assert command_line("export", f"run={tmp_path / 'run'}").code == 0
     assert (tmp_path / "run" / f"{algorithm}.bundle" / "policy.onnx").is_file()
+
+
+def test_another_number_of_critics_is_refused(command_line: Callable[..., Any], tmp_path: Path) -> None:
+    small = ["updates=20", "steps_per_epoch=20", "batch_size=16", "random_steps=30", "sac.hidden=[8]"]
+    train = ("train", "algorithm=redq", "dataset=online", "dataset.env=hopper", "evaluation_episodes=0")
+    settings = [f"algorithm.{setting}" for setting in small]
+    assert command_line(*train, *settings, "algorithm.critics=3", f"output={tmp_path / 'a'}").code == 0
+    done = command_line(*train, *settings, f"start_from={tmp_path / 'a'}", f"output={tmp_path / 'b'}")
+    assert done.code == 2 and "has 3 critics; give algorithm.critics=3" in done.err
+    assert not (tmp_path / "b").exists()

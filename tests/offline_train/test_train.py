@@ -316,6 +316,12 @@ def test_a_conditioned_policy_goes_on_from_mopo(train: Train, tmp_path: Path) ->
     assert not (tmp_path / "no").exists()
 
 
+def test_rma_takes_no_synthetic_rows(train: Train, tmp_path: Path) -> None:
+    rma = ("algorithm=rma", "algorithm.adaptation_updates=1", f"dataset.synthetic={tmp_path / 'synthetic.npz'}")
+    assert "algorithm=rma learns from stretches of a log" in refusal(train("run", *rma))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_prior_of_another_size_is_refused(train: Train, tmp_path: Path) -> None:
     small = ["algorithm.prior.updates=5", "algorithm.prior.batch_size=16", "evaluation_episodes=0"]
     assert train("base", "algorithm=mabe", "algorithm.prior.hidden=[8,8]", *small).code == 0

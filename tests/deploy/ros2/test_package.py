@@ -10,6 +10,7 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -112,12 +113,40 @@ def test_the_parameter_file_holds_every_parameter(node: str) -> None:
     assert set(file[f"/**/{node}"]["ros__parameters"]) == declared(f"{node}_node")
 
 
-def test_the_robots_launch_file_leaves_all_but_the_bundle_to_the_parameter_file() -> None:
-    # What a launch file sets wins over the parameter file, unseen, with a default as well.
-    tree = ast.parse((PACKAGE / "launch" / "robot.launch.py").read_text())
-    assert {
-        ast.literal_eval(key) for part in ast.walk(tree) if isinstance(part, ast.Dict) for key in part.keys if key
-    } == {"bundle"}
+def test_arguments_of_the_robots_launch_file_win_over_the_parameter_file_only_where_they_are_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # pip has no launch; what stands in for it here keeps what it is given.
+    class Argument(str):
+        def perform(self, context: dict[str, str]) -> str:
+            return context.get(self, "")
+
+    actions = {"DeclareLaunchArgument": SimpleNamespace, "OpaqueFunction": SimpleNamespace}
+    modules = {
+        "ament_index_python.packages": {"get_package_share_directory": str},
+        "launch": {"LaunchContext": dict, "LaunchDescription": list},
+        "launch.actions": {**actions, "DeclareLaunchArgument": lambda name, **_: name},
+        "launch.substitutions": {"LaunchConfiguration": Argument},
+        "launch_ros.actions": {"Node": SimpleNamespace},
+        "launch_ros.parameter_descriptions": {"ParameterValue": lambda value, value_type: value_type},
+    }
+    for name, content in modules.items():
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(**content))
+    namespace: dict[str, Any] = {}
+    exec(compile((PACKAGE / "launch" / "robot.launch.py").read_text(), "robot.launch.py", "exec"), namespace)
+    *_, started = namespace["generate_launch_description"]()
+
+    def parameters(**arguments: str) -> list[list[Any]]:
+        return [node.parameters for node in started.function({"bundle": "b", **arguments})]
+
+    assert {"bundle", "public_key"} <= declared("safety_node")
+    assert {"bundle", "public_key", "dry_run", "autostart"} <= declared("policy_node")
+    assert parameters() == [["params_file", {"bundle": str}]] * 2
+    key = {"public_key": str}
+    assert parameters(dry_run="true", autostart="false", public_key="k") == [
+        ["params_file", {"bundle": str}, key, {"dry_run": bool}, {"autostart": bool}],
+        ["params_file", {"bundle": str}, key],
+    ]
 
 
 @pytest.mark.parametrize("path", LAUNCH_FILES, ids=lambda path: path.name)
