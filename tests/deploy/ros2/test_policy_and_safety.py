@@ -107,5 +107,5 @@ def test_a_safety_node_without_a_robot_ends_with_one_line(tmp_path: Path) -> Non
     with Process(tmp_path / "log", "safety_node") as safety:
         assert safety.wait() == 2
     assert (tmp_path / "log").read_text().splitlines() == [
-        "the safety node has to know the robot; set either the parameter bundle or robot."
+        "the safety node has to know the robot; set the parameter bundle or robot."
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -186,14 +187,15 @@ def test_the_robot_is_read_from_a_bundle_or_from_a_description(bundle: Path, tmp
 
 def test_with_a_public_key_only_a_bundle_that_it_signed_is_read(bundle: Path, tmp_path: Path) -> None:
     secret, public = write_pair(tmp_path)
-    with pytest.raises(UserError, match="not signed"):
-        read_robot(str(bundle), "", str(public))
-    sign(bundle, read_signing_key(secret))
-    assert read_robot(str(bundle), "", str(public)) == robot()
-    description = bundle / "bundle.json"
-    description.write_text(description.read_text().replace('"high"', '"high" '))
-    with pytest.raises(UserError, match="signature"):
-        read_robot(str(bundle), "", str(public))
+    own = shutil.copytree(bundle, tmp_path / "leg.bundle")
+    with pytest.raises(UserError, match="is not signed"):
+        read_robot(str(own), "", str(public))
+    sign(own, read_signing_key(secret))
+    assert read_robot(str(own), "", str(public)) == robot()
+    description = own / "bundle.json"
+    description.write_text(description.read_text() + " ")
+    with pytest.raises(UserError, match="was altered"):
+        read_robot(str(own), "", str(public))
 
 
 def test_a_description_that_is_none_is_refused(tmp_path: Path) -> None:
