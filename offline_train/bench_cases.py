@@ -19,6 +19,7 @@ from adapters.datasets import Metadata, TransitionDataset, save_npz
 from deploy.bundle import Bundle
 from deploy.context import ESTIMATORS, make_estimator
 from deploy.controller import Controller
+from deploy.graph import Graph
 from offline_train import bench_reference as plain
 from offline_train.algorithms.augwm import AugWm, AugWmConfig
 from offline_train.algorithms.edac import EdacConfig
@@ -27,11 +28,14 @@ from offline_train.algorithms.mopo import Mopo, MopoConfig
 from offline_train.algorithms.registry import make_model_free
 from offline_train.algorithms.td3_bc import Td3BcConfig
 from offline_train.export import export
+from offline_train.graphs import PriorGraph, to_onnx
 from offline_train.models.ensemble import DynamicsEnsemble
 from offline_train.models.fit import EnsembleConfig, EnsembleTrainer, FitData
 from offline_train.models.rollout import rollout
 from offline_train.networks import training_precision
 from offline_train.priors.exact_gp import exact_posterior, new_model
+from offline_train.priors.gp_posterior import Hyperparameters
+from offline_train.priors.sparse_gp import sparse_posterior
 from offline_train.replay import Batch
 from offline_train.settings import TrainConfig
 from offline_train.train import run
@@ -45,9 +49,9 @@ OBS_DIM, ACT_DIM = 17, 6
 REAL_ROWS, MODEL_ROWS, ROLLOUT_STARTS = 150_000, 250_000, 50_000
 EPISODES, EPISODE_STEPS = 4, 150
 SCALINGS = [name for name, kind in ESTIMATORS.items() if kind == "delta_scale"]
-SPEED_CASES = 17 + len(SCALINGS)
+SPEED_CASES = 18 + len(SCALINGS)
 LATENCY_CALLS = 2_000
-PRIOR_ROWS = 300
+PRIOR_ROWS, INDUCING = 300, 2_000
 
 SPEED_CAPTION = (
     "Speeds: best repeat (median). us: microseconds of one call, median (99th percentile). plain: an ordinary "
@@ -56,7 +60,8 @@ SPEED_CAPTION = (
     "bf16: products between hidden layers in bfloat16. ensemble: gradient steps of 7 members, 4x200, batch 256. "
     f"model rollout: {ROLLOUT_STARTS:,} starts, 5 steps, with penalty. closed loop: the controller in every world of "
     f"{' and '.join(SUITES)}, {EPISODES} episodes each. prior: an exact "
-    f"process of {PRIOR_ROWS} rows, plain is gpytorch. context update, controller: one robot."
+    f"process of {PRIOR_ROWS} rows, plain is gpytorch. prior.onnx: a sparse process, as the robot asks it, plain is "
+    "torch. context update, controller: one robot."
 )
 
 Work = Callable[[float], int]
@@ -117,6 +122,7 @@ def speed_cases(folder: Path) -> Iterator[Case]:
     imagining = rollout_case(mopo, real["obs"][:ROLLOUT_STARTS])
     yield from (imagining, in_bf16(imagining))
     yield prior_case()
+    yield prior_graph_case()
     bundles = [untrained_bundle(algorithm, folder) for algorithm in ("mopo", "augwm")]
     for bundle in bundles:
         yield closed_loop_case(bundle, threads=1)
@@ -265,6 +271,31 @@ def prior_case() -> Case:
         "calls",
         repeated(lambda: cached.predict(asked), 100),
         repeated(lambda: ordinary.predict(asked.double()), 2),
+        repeats=20,
+        latency=True,
+    )
+
+
+def prior_graph_case() -> Case:
+    """Mean and standard deviation of one state by the graph of a sparse prior, as the robot asks for its confidence.
+
+    The plain counterpart asks the same process in torch.
+    """
+    generator = torch.Generator().manual_seed(0)
+    obs, action = (torch.randn(2 * INDUCING, dim, generator=generator).double() for dim in (OBS_DIM, ACT_DIM))
+    one, small = torch.ones(ACT_DIM).double(), torch.full((ACT_DIM,), 0.1).double()
+    lengthscale = torch.full((OBS_DIM,), 5.0).double()
+    parameters = Hyperparameters("rbf", lengthscale, mean=0.0 * one, factor=0.1 * one, diagonal=small, noise=small)
+    posterior = sparse_posterior(parameters, obs[:INDUCING], obs, action)
+    asked = obs[:1].float()
+    module = PriorGraph(posterior, [-1.0] * ACT_DIM, [1.0] * ACT_DIM)
+    graph = Graph(to_onnx(module, {"obs": obs[:2].float()}, ["prior_mean", "prior_std"]), Path("prior.onnx"))
+    values = {"obs": asked.numpy()}
+    return Case(
+        f"prior.onnx of {INDUCING:,} points, one state",
+        "calls",
+        repeated(lambda: graph.run(values), 100),
+        repeated(lambda: posterior.predict(asked), 100),
         repeats=20,
         latency=True,
     )
