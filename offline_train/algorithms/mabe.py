@@ -44,7 +44,7 @@ class MabeConfig(MopoConfig):
 
     name: Literal["mabe"] = "mabe"  # type: ignore[assignment]
     updates: int = Field(default=60_000, ge=1, description="gradient steps in all, those of the prior first")
-    target_divergence: float = Field(default=2.0, gt=0, description="delta, in nats, that beta is tuned to")
+    target_divergence: float = Field(default=0.5, gt=0, description="delta, in nats, that beta is tuned to")
     prior: AwbcConfig = AwbcConfig(updates=20_000)
 
     @model_validator(mode="after")
