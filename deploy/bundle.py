@@ -260,10 +260,12 @@ def _parse_spec(description: str | bytes, source: str) -> BundleSpec:
         raise UserError(f"{source} has schema version {version!r}; this Surefoot knows {known}: use one that fits.")
     try:
         spec = BundleSpec.model_validate(content)
+        if spec.context is not None:
+            require_estimator(spec.context.estimator, spec.context.kind, spec.context.settings)
     except ValidationError as error:
         raise UserError(f"{source}: {_first_fault(error)}; export the bundle again.") from error
-    if spec.context is not None:
-        require_estimator(spec.context.estimator, spec.context.kind, spec.context.settings)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
     return spec
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, field_validator, model_validator
@@ -45,8 +44,8 @@ class ObservationTerm(_Model):
 
     @model_validator(mode="after")
     def _senses(self) -> ObservationTerm:
-        if self.scale == 0 or not math.isfinite(self.scale):
-            raise ValueError(f"'{self.name}' has scale {self.scale}, with which nothing of it would be seen")
+        if self.scale == 0:
+            raise ValueError(f"'{self.name}' has scale 0, with which nothing of it would be seen")
         if self.clip is not None and not self.clip[0] < self.clip[1]:
             raise ValueError(f"'{self.name}' is clipped to {self.clip[0]} to {self.clip[1]}; the first must be below")
         return self

@@ -41,6 +41,7 @@ from offline_train.evaluate import Imagined, imagine, usual_disagreement
 from offline_train.export import export
 from offline_train.finished_run import Run
 from offline_train.graphs import DynamicsGraph
+from offline_train.metrics import finite
 from offline_train.models.ensemble import DynamicsEnsemble
 from offline_train.models.fit import fit_data, holdout_error
 from offline_train.replay import draw
@@ -352,16 +353,17 @@ def run(config: AdaptConfig) -> dict[str, Any]:
         "context_before": None if told is None else told.tolist(),
         "reward_per_step": {"before": finite(float(old.reward.mean())), "after": finite(float(new.reward.mean()))},
         "policy": "new" if verdict.accepted else "old",
-        "verdict": {name: finite(value) for name, value in verdict._asdict().items()},
+        "verdict": told_verdict(verdict),
         "seconds": watch.seconds,
     }
     write_json(folder / "adapt.json", report)
     return report
 
 
-def finite(value: Any) -> Any:
-    """The value, None for a number that JSON has none for."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def told_verdict(verdict: Verdict) -> dict[str, Any]:
+    """The verdict as JSON."""
+    figures = {name: finite(getattr(verdict, name)) for name in ("gain", "least", "disagreement")}
+    return verdict._asdict() | figures
 
 
 def describe(report: dict[str, Any], folder: Path) -> str:

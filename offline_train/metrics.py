@@ -35,9 +35,9 @@ class MetricsLog:
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         """Keep the figures of one step; one that is not a number is kept as null."""
-        finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+        kept = {name: finite(value) for name, value in figures.items()}
         with self.path.open("a") as file:
-            file.write(json.dumps({"stage": self.stage, "step": step, **finite}) + "\n")
+            file.write(json.dumps({"stage": self.stage, "step": step, **kept}) + "\n")
         for name, value in figures.items():
             self._board.add_scalar(f"{self.stage}/{name}", value, step)
 
@@ -46,6 +46,11 @@ class MetricsLog:
 
     def __exit__(self, *_: Any) -> None:
         self._board.close()
+
+
+def finite(value: float) -> float | None:
+    """The number, None where JSON has none for it."""
+    return value if math.isfinite(value) else None
 
 
 def evaluations(run: Path) -> list[dict[str, Any]]:

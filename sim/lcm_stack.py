@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 # The robot's side outlives the runner, as it would on a robot.
 STOP_ORDER = ("runner", "plant", "logger")
+LOG = "robot.lcm"
 # In lock step nobody is late; s of silence after which the runner takes the robot for dead all the same.
 LOCK_STEP_TIMEOUT = 60.0
 
@@ -68,6 +69,8 @@ def run_lcm(settings: LcmSettings, move: Callable[[int], Any] = lambda completed
     if importlib.util.find_spec("lcm") is None:
         raise UserError("there is no LCM here; install it with: pip install 'surefoot[lcm]'.")
     commands = _commands(settings)
+    # The episode before is replaced, as its record is.
+    (settings.output / LOG).unlink(missing_ok=True)
     with interruptible(), Supervisor(settings.output, {}, STOP_ORDER) as children:
         # The robot begins to move when it is answered, so it comes last.
         for name, (module, arguments) in commands.items():
@@ -106,9 +109,7 @@ def _commands(settings: LcmSettings) -> dict[str, tuple[str, list[str]]]:
     plant += ["--realtime"] if settings.realtime else []
     commands = {"runner": ("deploy.lcm.runner", runner), "plant": ("sim.lcm_plant", plant)}
     if settings.log:
-        log = settings.output / "robot.lcm"
-        log.unlink(missing_ok=True)  # the episode before is replaced, as its record is
-        return {"logger": ("deploy.lcm.logger", [str(log), *url[1:]])} | commands
+        return {"logger": ("deploy.lcm.logger", [str(settings.output / LOG), *url[1:]])} | commands
     return commands
 
 

@@ -146,8 +146,7 @@ def hardest_table(columns: Sequence[Column], baseline: Column) -> Table:
         title=f"the quarter of the worlds where '{baseline.title}' is worst, {by_others}: {names}",
     )
     for column in columns:
-        scores = [column.returns(chosen)[seed].mean() / yardstick for seed, chosen in enumerate(worlds)]
-        by_seed = np.array(scores)
+        by_seed = np.array([column.returns(chosen)[seed].mean() for seed, chosen in enumerate(worlds)]) / yardstick
         table.add_row(column.title, f"{by_seed.mean():.3f}", ", ".join(f"{value:.3f}" for value in by_seed))
     return table
 

@@ -45,6 +45,7 @@ ESTIMATORS = dict.fromkeys(("linear_forward", "scale", "affine", "shared_scale")
 ESTIMATORS |= dict.fromkeys(("actuator_gain", "history"), "actuator_gain")
 
 Settings = ScaleSettings | LinearForwardSettings | ActuatorGainSettings | HistorySettings
+_checked = functools.cache(TypeAdapter)
 
 
 def make_estimator(
@@ -130,7 +131,6 @@ def _settings(kind: Any, given: Mapping[str, Any] | None, estimator: str) -> Any
     except ValidationError as error:
         fault = error.errors()[0]
         name = ".".join(map(str, fault["loc"]))
-        raise UserError(f"the estimator '{estimator}' has {name}={fault['input']!r}: {fault['msg']}.") from error
-
-
-_checked = functools.cache(TypeAdapter)
+        raise UserError(
+            f"the estimator '{estimator}' has {name}={fault['input']!r}: {fault['msg']}; give another value."
+        ) from error

@@ -176,6 +176,7 @@ class ObservationReader:
         field_map: Mapping[str, str] | None = None,
     ) -> None:
         self._fields = find_fields(robot, joint_map, field_map)
+        self._fixed = any(field.fixed for field in self._fields)
         used = {field.topic for field in self._fields}
         self.topics = tuple(topic for topic in TOPICS if topic in used)
         self._scale = np.array([term.scale for term in robot.observations])
@@ -203,7 +204,7 @@ class ObservationReader:
         """
         if JOINT_STATES in self.topics:
             self._check_joints(messages[JOINT_STATES])
-        if any(field.fixed for field in self._fields if field.topic == ODOM):
+        if self._fixed:
             _check_frame(messages[ODOM])
         if self._turned:
             self._turn(messages[IMU])

@@ -29,8 +29,9 @@ from deploy.ros2.node import declare, run, steady_clock
 FLUSH_PERIOD = 1.0
 # Deep enough for the time in which a disk is busy.
 QUEUE = QoSProfile(depth=1000, reliability=QoSReliabilityPolicy.BEST_EFFORT)
-TOPICS = ["joint_states", "imu", "odom", "cmd_vel", "policy/commands", "policy/context", "commands", "/diagnostics"]
-TOPICS.append("/forward_command_controller/commands")
+OBSERVED = ["joint_states", "imu", "odom", "cmd_vel"]
+ANSWERED = ["policy/commands", "policy/context", "commands", "/forward_command_controller/commands", "/diagnostics"]
+TOPICS = [*OBSERVED, *ANSWERED]
 KNOWN = {**TYPES, "context": TYPES["commands"]}
 
 

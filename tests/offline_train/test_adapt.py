@@ -20,7 +20,7 @@ from toy import NOISE, ROBOT, state_equal, toy_batch, toy_step
 from adapters.datasets import Metadata, TransitionDataset, save_npz
 from deploy.bundle import Bundle
 from offline_train import adapt, export, finished_run, train
-from offline_train.adapt import describe, finite, in_segments, inferred_context, judge, make_nominal
+from offline_train.adapt import describe, in_segments, inferred_context, judge, make_nominal, told_verdict
 from offline_train.algorithms.augwm_actuators import ActuatorAugWmConfig
 from offline_train.algorithms.mopo import Mopo, MopoConfig
 from offline_train.algorithms.sac import Sac, SacConfig, anchor_loss
@@ -237,9 +237,9 @@ def test_rollouts_that_are_not_finite_keep_the_old_policy_and_can_be_told() -> N
     assert not verdict.accepted and "not finite" in verdict.reason
     report = {
         "one_step_error": {stage: {"log": 0.1, "original": 0.2} for stage in ("before", "after")},
-        "reward_per_step": {"before": 1.0, "after": finite(math.nan)},
+        "reward_per_step": {"before": 1.0, "after": None},
         "policy": "old",
-        "verdict": {name: finite(value) for name, value in verdict._asdict().items()},
+        "verdict": told_verdict(verdict),
         "seconds": {},
     }
     assert json.loads(json.dumps(report, allow_nan=False))["verdict"]["gain"] is None
