@@ -3,7 +3,7 @@
 As in the authors' code: a constant mean for each dimension of the action, one data kernel with a lengthscale for each
 dimension of the observation and no output scale, a task covariance of rank 1, and noise that is the sum of a global
 and a task's own variance; all of it learned by Adam on the marginal likelihood. The marginal likelihood is gpytorch's,
-computed after the rotation of gp_posterior.py by one Cholesky factor of the rows' size for each task, which takes a
+computed after the rotation of gp_posterior.py by one decomposition of the rows' size for all tasks, which takes a
 fraction of the time.
 """
 
@@ -85,16 +85,21 @@ class MultitaskModel(gpytorch.models.ExactGP):
 def log_marginal_likelihood(parameters: Hyperparameters, obs: Tensor, action: Tensor) -> Tensor:
     """Log p(Y | X) of all rows and tasks, a scalar; obs `(rows, obs_dim)`, action `(rows, act_dim)`.
 
-    sum_i log N(z_i; 0, s_i K + I) - rows / 2 sum_t log d_t, the last term from the change of variables.
+    sum_i log N(z_i; 0, s_i K + I) - rows / 2 sum_t log d_t, the last term from the change of variables. One
+    decomposition K = Q diag(l) Q^T serves all tasks. Nothing is differentiated through it, as gradients of
+    eigenvectors blow up where eigenvalues are close: those of the eigenvalues are d l_j = q_j^T dK q_j, and with
+    w = (s K + I)^-1 z held fixed, 2 w^T z - w^T (s K + I) w has the value and the gradient of z^T (s K + I)^-1 z.
     """
     rows = len(obs)
     rotated, values = parameters.rotated(action)
     covariance = parameters.covariance(obs, obs)
-    factor = torch.linalg.cholesky(values[:, None, None] * covariance + torch.eye(rows, dtype=obs.dtype))
-    white = torch.linalg.solve_triangular(factor, rotated.T[..., None], upper=False)
-    log_det = 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum()
-    constant = rows * action.shape[1] * math.log(2.0 * math.pi)
-    return -0.5 * (white.square().sum() + log_det + constant + rows * parameters.noise.log().sum())
+    with torch.no_grad():
+        gains, vectors = torch.linalg.eigh(covariance)
+        solved = vectors @ ((vectors.T @ rotated) / (1.0 + gains.clamp(min=0.0)[:, None] * values))
+    gains = (vectors * (covariance @ vectors)).sum(0).clamp(min=0.0)
+    squares = 2.0 * (solved * rotated).sum() - solved.square().sum() - (values * solved * (covariance @ solved)).sum()
+    log_det = torch.log1p(gains[:, None] * values).sum() + rows * parameters.noise.log().sum()
+    return -0.5 * (squares + log_det + rows * action.shape[1] * math.log(2.0 * math.pi))
 
 
 def chosen_rows(rows: int, most: int, generator: torch.Generator) -> Tensor:
