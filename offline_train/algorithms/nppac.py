@@ -10,11 +10,12 @@ The gap of the means weighs 1 / s0^2 in the divergence, so a prior whose standar
 data holds the policy hardest where it knows least, and its gradient explodes there. That of a Gaussian process grows.
 
 As in the authors' code alpha is fixed, the divergence is estimated from the one action that is drawn, the prior's
-density takes its variance for the standard deviation (`scale`; their alpha was chosen so), the policy is first fitted
-to the prior on the demonstrations' states, by the optimizer that learns on, and the replay starts empty. Unlike there
-the networks read standardised observations, unless told otherwise: on raw ones the policy does not come close to its
-prior in as many steps. As the prior stays as it is, the replay keeps with every observation what the prior says of it,
-so that it is asked once for every step of the robots and not for every row of every batch.
+density takes its variance for the standard deviation (`scale`; their alpha was chosen so), and the replay starts empty.
+Unlike there the networks read standardised observations, unless told otherwise, as on raw ones the policy does not come
+close to its prior in as many steps; and the policy is not first fitted to the prior on the demonstrations' states, by
+the optimizer that learns on, unless `pretrain_epochs` says so: critics that know nothing soon undo it. As the prior
+stays as it is, the replay keeps with every observation what the prior says of it, so that it is asked once for every
+step of the robots and not for every row of every batch.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ from sim.online_robots import OnlineRobots
 class NppacConfig(DemonstratedConfig):
     """Settings of N-PPAC.
 
-    The defaults are those of the authors' code for HalfCheetah, but for fewer updates and standardised observations;
-    its prior is an exact process of every row.
+    The defaults are those of the authors' code for HalfCheetah, but for fewer updates, standardised observations and no
+    pretraining; its prior is an exact process of every row.
     """
 
     name: Literal["nppac", "brac-online"] = "nppac"
@@ -63,7 +64,7 @@ class NppacConfig(DemonstratedConfig):
     learning_rate: float = Field(default=3e-4, gt=0, description="Adam's step size")
     discount: float = Field(default=0.99, ge=0, lt=1, description="gamma, the weight of the next step's value")
     target_rate: float = Field(default=5e-3, gt=0, le=1, description="tau, how far targets move at every update")
-    pretrain_epochs: int = Field(default=400, ge=0, description="passes over the demonstrations before all else")
+    pretrain_epochs: int = Field(default=0, ge=0, description="passes over the demonstrations before all else")
 
     @model_validator(mode="after")
     def _known_divergence(self) -> NppacConfig:
