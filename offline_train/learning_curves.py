@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,9 @@ from rich.table import Table
 
 from adapters.files import atomic_path
 from sim.charts import COLOURS
+
+# Characters of a panel's title in one line; more run into the legend.
+TITLE_WIDTH = 50
 
 TENTHS = 10
 # Ways of one budget end a little apart, as their epochs do: by how much of it one may stand for longer than it lasted.
@@ -109,6 +113,6 @@ def _draw_panel(axis: Axes, title: str, curves: Mapping[str, Curves]) -> None:
         colour = COLOURS[index % len(COLOURS)]
         axis.plot(each.steps, each.values.mean(0), color=colour, label=name)
         axis.fill_between(each.steps, each.values.min(0), each.values.max(0), color=colour, alpha=0.2, linewidth=0)
-    axis.set_title(title)
+    axis.set_title(textwrap.fill(title, TITLE_WIDTH))
     axis.grid(color="#dddddd", linewidth=0.8)
     axis.spines[["top", "right"]].set_visible(False)
