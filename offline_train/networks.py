@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import timeit
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,12 +21,38 @@ from torch.nn import functional
 LOG_STD_RANGE = (-20.0, 2.0)
 # How near to -1 and 1 a given action may come where its density is asked for, which has no bound there.
 ACTION_MARGIN = 1e-3
+# From how many times as long as in float32 on a product in bfloat16 is worth a warning.
+SLOW_BF16 = 2.0
 
 
 def training_precision(device: str, bf16: bool) -> torch.autocast:
     """The context in which algorithms update: with `bf16`, products between hidden layers are made in bfloat16."""
     # Autocast's cache would go on with the weights as they were when the context was entered.
     return torch.autocast(device, torch.bfloat16, enabled=bf16, cache_enabled=False)
+
+
+def bf16_slowdown(device: str, size: int = 128, repeats: int = 5) -> float:
+    """How many times as long as in float32 a product of two `(size, size)` matrices takes in bfloat16, best of some.
+
+    A processor without instructions for bfloat16 takes thirty times as long and more.
+    """
+
+    def fastest(precision: torch.dtype) -> float:
+        matrix = torch.ones(size, size, dtype=precision, device=device)
+        return min(timeit.repeat(lambda: (matrix @ matrix).sum().item(), number=1, repeat=repeats))
+
+    return fastest(torch.bfloat16) / fastest(torch.float32)
+
+
+def warn_of_slow_bf16(device: str) -> None:
+    """Warn a person who asks for bfloat16 where it is what slows a training down."""
+    slowdown = bf16_slowdown(device)
+    if slowdown > SLOW_BF16:
+        warnings.warn(
+            f"bf16=true is slow here: a product in bfloat16 takes {slowdown:.0f} times as long as in float32 on this "
+            "processor; leave it out.",
+            stacklevel=2,
+        )
 
 
 def in_float32(layer: Callable[..., Tensor], inputs: Tensor, *others: Any) -> Tensor:

@@ -33,7 +33,7 @@ from offline_train.checkpoint import load_checkpoint, save_checkpoint
 from offline_train.data import Data, check_fit, open_log, open_synthetic, packed
 from offline_train.evaluate import model_return, simulator_return
 from offline_train.metrics import MetricsLog
-from offline_train.networks import training_precision
+from offline_train.networks import training_precision, warn_of_slow_bf16
 from offline_train.priors.base import Prior
 from offline_train.priors.ensemble import EnsembleConfig as PriorEnsembleConfig
 from offline_train.priors.fit import fit_prior, load_prior, save_prior
@@ -157,6 +157,8 @@ def run(config: TrainConfig, watch: Watch | None = None) -> Path:
         watch: looks on, and may stop the run.
     """
     torch.set_num_threads(config.threads)
+    if config.bf16 or (isinstance(config.algorithm, OnlineSyntherConfig) and config.algorithm.diffusion.bf16):
+        warn_of_slow_bf16(config.device)
     check_source(config)
     if isinstance(config.algorithm, OnlineSacConfig):
         run_online(config, config.algorithm, watch)

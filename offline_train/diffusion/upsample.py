@@ -29,6 +29,7 @@ from offline_train.diffusion.synther import Diffusion, DiffusionConfig
 from offline_train.diffusion.transition_model import TransitionModel
 from offline_train.diffusion.vae import Vae, VaeConfig
 from offline_train.metrics import MetricsLog
+from offline_train.networks import warn_of_slow_bf16
 from offline_train.replay import Batch
 from offline_train.settings import commit
 
@@ -253,6 +254,8 @@ def check_model(config: UpsampleConfig, earlier: Path) -> None:
 def run(config: UpsampleConfig) -> Path:
     """Fit, draw and write the data set, or do what is left of it; returns its file."""
     torch.set_num_threads(config.threads)
+    if isinstance(config.method, DiffusionConfig) and config.method.bf16:
+        warn_of_slow_bf16(config.device)
     real = open_log(config.dataset)
     # The episodes that surefoot train holds out of the same log.
     train, holdout = real.split_episodes(config.holdout_fraction, np.random.default_rng(0))

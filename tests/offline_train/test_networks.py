@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
 from torch import distributions
 from torch.nn import functional
 
+from offline_train import networks
 from offline_train.networks import (
     LOG_STD_RANGE,
     Actor,
@@ -190,3 +192,12 @@ def test_bf16_gradients_are_near_and_float32() -> None:
     torch.testing.assert_close(near, values, atol=0.02, rtol=0.02)
     torch.testing.assert_close(near_gradient, gradient, atol=0.02, rtol=0.02)
     assert not torch.equal(near, values)
+
+
+@pytest.mark.parametrize(("slowdown", "warned"), [(30.0, True), (0.5, False)])
+def test_warns_where_bf16_is_slower(slowdown: float, warned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(networks, "bf16_slowdown", lambda device: slowdown)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        networks.warn_of_slow_bf16("cpu")
+    assert ["30 times as long" in str(each.message) for each in caught] == [True] * warned
