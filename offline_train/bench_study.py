@@ -161,6 +161,9 @@ def row_figures(grid: Grid, cell: Mapping[str, str]) -> dict[str, Any]:
         "last": [mean_of_last(each, figure) for each in lines],
         "minutes": [minutes(piece.output) for piece in pieces],
         "steps": [[line["control_steps" if online else "step"] for line in each] for each in lines],
+        "minutes_then": [
+            minutes_at(piece.output, [line["step"] for line in each]) for piece, each in zip(pieces, lines, strict=True)
+        ],
         "values": [[line[figure] for line in each] for each in lines],
         "command": " ".join(["surefoot", *pieces[0].words]),
     }
@@ -174,12 +177,30 @@ def mean_of_last(lines: Sequence[Mapping[str, Any]], figure: str) -> float:
 
 def minutes(run: Path) -> float:
     """Wall time between the first and the last figures of a run, which a break does not add to."""
+    return max((passed for passed, _ in _clocked(run)), default=0.0)
+
+
+def minutes_at(run: Path, steps: Sequence[int]) -> list[float]:
+    """Wall time until the returns at `steps`, counted as `minutes` counts it."""
+    known = {
+        event.step: passed
+        for passed, event in _clocked(run)
+        if any(value.tag == "policy/return" for value in event.summary.value)
+    }
+    # A run that was killed may have lost the last seconds of what it told TensorBoard.
+    return [float(each) for each in np.interp(steps, sorted(known), [known[step] for step in sorted(known)])]
+
+
+def _clocked(run: Path) -> Iterator[tuple[float, Any]]:
+    """What a run told TensorBoard, each with the minutes of work until then."""
+    # A call that was killed at once leaves an empty file.
+    calls = [[*EventFileLoader(str(file)).Load()] for file in (run / "tensorboard").glob("events.*")]
     seconds = 0.0
-    for file in (run / "tensorboard").glob("events.*"):
-        # A call that was killed at once leaves an empty file.
-        times = [event.wall_time for event in EventFileLoader(str(file)).Load()] or [0.0]
-        seconds += times[-1] - times[0]
-    return seconds / 60
+    for call in sorted(filter(None, calls), key=lambda events: events[0].wall_time):
+        began = call[0].wall_time
+        for event in call:
+            yield (seconds + event.wall_time - began) / 60, event
+        seconds += call[-1].wall_time - began
 
 
 def study_tables(report: dict[str, Any]) -> RenderableType:
@@ -209,20 +230,28 @@ def last_table(report: dict[str, Any]) -> Table:
 
 
 def study_figure(report: dict[str, Any], path: Path) -> None:
-    """Draw the curves of a study.
+    """Draw the curves of a study, for trainings in the simulator against wall time too.
 
     Raises:
         UserError: the place cannot be written.
     """
     first = report["rows"][0]
-    draw(panels(report), first["counted"], first["figure"], path)
+    along = {first["counted"]: panels(report)}
+    if first["counted"] == "control steps":
+        along["minutes, evaluations included"] = panels(report, "minutes_then")
+    draw(along, first["figure"], path)
 
 
-def panels(report: dict[str, Any]) -> dict[str, dict[str, Curves]]:
-    """The curves of the last factor's values, by name, for every choice of the other factors."""
+def panels(report: dict[str, Any], steps: str = "steps") -> dict[str, dict[str, Curves]]:
+    """The curves of the last factor's values, by name, for every choice of the other factors.
+
+    Args:
+        report: figures of a study.
+        steps: what the figure is laid against, `steps` or `minutes_then`.
+    """
     *others, last = report["factors"]
     found: dict[str, dict[str, Curves]] = {}
     for row in report["rows"]:
         title = ", ".join(row[name] for name in others) or report["title"]
-        found.setdefault(title, {})[row[last]] = align(row["steps"], row["values"])
+        found.setdefault(title, {})[row[last]] = align(row[steps], row["values"])
     return found

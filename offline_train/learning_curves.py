@@ -30,7 +30,7 @@ class Curves(NamedTuple):
     """What one way to train reached.
 
     Attributes:
-        steps: control steps, or updates where there are none, `(points,)`.
+        steps: control steps, updates where there are none, or minutes, `(points,)`.
         values: the figure there, `(seeds, points)`.
     """
 
@@ -79,30 +79,33 @@ def _cell(figure: str, curves: Curves, at: float) -> str:
     return form.format(values.mean(), values.min(), values.max())
 
 
-def draw(panels: Mapping[str, Mapping[str, Curves]], steps: str, figure: str, path: Path) -> None:
+def draw(along: Mapping[str, Mapping[str, Mapping[str, Curves]]], figure: str, path: Path) -> None:
     """Draw curves as means over their seeds with the range from lowest to highest, a panel for each title.
 
     Args:
-        panels: the curves by name, by the panel's title.
-        steps: what the steps are.
+        along: the curves by name, by the panel's title, by what their steps are; each of those begins a line of panels.
         figure: what is counted.
         path: picture to write.
 
     Raises:
         UserError: the place cannot be written.
     """
-    columns = min(len(panels), COLUMNS)
-    rows = math.ceil(len(panels) / columns)
+    columns = min(max(map(len, along.values())), COLUMNS)
+    lines = {steps: math.ceil(len(panels) / columns) for steps, panels in along.items()}
+    rows = sum(lines.values())
     whole = Figure(figsize=(3 + 4.5 * columns, 1 + 3.5 * rows), dpi=130, layout="constrained")
     FigureCanvasAgg(whole)
-    axes = whole.subplots(rows, columns, squeeze=False).flatten()
-    for axis, (title, curves) in zip(axes, panels.items(), strict=False):
-        _draw_panel(axis, title, curves)
-    for axis in axes[len(panels) :]:
-        axis.set_visible(False)
-    whole.supxlabel(steps)
+    axes, first = whole.subplots(rows, columns, squeeze=False), 0
+    for steps, panels in along.items():
+        own = axes[first : first + lines[steps]].flatten()
+        for axis, (title, curves) in zip(own, panels.items(), strict=False):
+            _draw_panel(axis, title, curves)
+            axis.set_xlabel(steps)
+        for axis in own[len(panels) :]:
+            axis.set_visible(False)
+        first += lines[steps]
     whole.supylabel(f"{figure} of the deterministic policy")
-    handles, labels = axes[0].get_legend_handles_labels()
+    handles, labels = axes[0, 0].get_legend_handles_labels()
     whole.legend(handles, labels, loc="outside right upper")
     with atomic_path(path) as draft:
         whole.savefig(draft, format="png")

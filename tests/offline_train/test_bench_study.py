@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
@@ -23,6 +24,8 @@ from offline_train.bench_study import (
     Study,
     mean_of_last,
     minutes,
+    minutes_at,
+    panels,
     run_study,
     study_figure,
     study_tables,
@@ -128,16 +131,19 @@ def test_a_run_whose_return_is_no_number_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_break_between_two_calls_is_no_part_of_the_minutes(tmp_path: Path) -> None:
-    # Calls of 60 and 30 s, however long after each other: a minute and a half.
-    for seconds in (60.0, 30.0):
+    # Calls of 60 and 30 s, however long after each other: a minute and a half. The second's return is there at 1:20.
+    for step, seconds in ((10, 60.0), (30, 30.0)):
         with MetricsLog(tmp_path, "policy", 1) as log:
             began = time.time()
-            log._board.add_scalar("policy/loss", 0.0, 1, walltime=began + seconds)
+            log._board.add_scalar("policy/return", 0.0, step, walltime=began + seconds - 10.0)
+            log._board.add_scalar("policy/loss", 0.0, step + 5, walltime=began + seconds)
     # A call that is killed at once leaves an empty file, one that is killed while it writes half an event.
     whole = next((tmp_path / "tensorboard").glob("events.*")).read_bytes()
     (tmp_path / "tensorboard" / "events.killed").touch()
     (tmp_path / "tensorboard" / "events.cut").write_bytes(whole[: len(whole) // 4])
     assert minutes(tmp_path) == pytest.approx(1.5, abs=0.02)
+    # Half way between the two of which TensorBoard knows is half of the time between them.
+    assert minutes_at(tmp_path, [10, 20, 30]) == pytest.approx([50 / 60, 65 / 60, 80 / 60], abs=0.02)
 
 
 def report(figure: str = "return", counted: str = "control steps") -> dict[str, Any]:
@@ -148,6 +154,7 @@ def report(figure: str = "return", counted: str = "control steps") -> dict[str, 
         "figure": figure,
         "minutes": [1.0, 2.0, 3.0],
         "steps": [[50, 100]] * 3,
+        "minutes_then": [[1.0, 2.0], [3.0, 4.0], [1.0, 2.0]],
     }
     first = {"last": [10.0, 20.0, 30.0], "values": [[0.0, 10.0], [0.0, 20.0], [0.0, 30.0]]}
     second = {"last": [0.5] * 3, "values": [[0.5, 0.5]] * 3}
@@ -173,6 +180,7 @@ def test_tables_have_students_interval_and_for_the_simulator_the_way_there(tmp_p
     assert "20 (10 to 30)" in text
     assert "mean return" not in printed(report(counted="updates"))
     assert "0.50 (0.50 to 0.50)" in printed(report("success"))
+    np.testing.assert_array_equal(panels(report(), "minutes_then")["one"]["first"].steps, [1.0, 2.0])
     study_figure(report(), tmp_path / "ways.png")
     assert (tmp_path / "ways.png").read_bytes().startswith(b"\x89PNG")
 
