@@ -32,7 +32,7 @@ LAST = 0.1
 
 CAPTION = (
     "mean of the deterministic policy's evaluations in the last tenth of the training, with Student's 95 % interval "
-    "over training seeds\nminutes: of a training, evaluations included"
+    "over training seeds\nminutes: of a training, evaluations included, without the fit of a prior and pretraining"
 )
 
 
@@ -238,7 +238,7 @@ def study_figure(report: dict[str, Any], path: Path) -> None:
     first = report["rows"][0]
     along = {first["counted"]: panels(report)}
     if first["counted"] == "control steps":
-        along["minutes, evaluations included"] = panels(report, "minutes_then")
+        along["minutes, evaluations included, pretraining not"] = panels(report, "minutes_then")
     draw(along, first["figure"], path)
 
 
