@@ -187,7 +187,9 @@ def minutes_at(run: Path, steps: Sequence[int]) -> list[float]:
         for passed, event in _clocked(run)
         if any(value.tag == "policy/return" for value in event.summary.value)
     }
-    # A run that was killed may have lost the last seconds of what it told TensorBoard.
+    # A run that was killed may have lost the last minutes of what it told TensorBoard, or all of it.
+    if not known:
+        return [minutes(run)] * len(steps)
     return [float(each) for each in np.interp(steps, sorted(known), [known[step] for step in sorted(known)])]
 
 

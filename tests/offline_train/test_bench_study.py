@@ -142,6 +142,7 @@ def test_a_break_between_two_calls_is_no_part_of_the_minutes(tmp_path: Path) -> 
     (tmp_path / "tensorboard" / "events.killed").touch()
     (tmp_path / "tensorboard" / "events.cut").write_bytes(whole[: len(whole) // 4])
     assert minutes(tmp_path) == pytest.approx(1.5, abs=0.02)
+    assert minutes_at(tmp_path / "lost", [10, 20]) == [0.0, 0.0]
     # Half way between the two of which TensorBoard knows is half of the time between them.
     assert minutes_at(tmp_path, [10, 20, 30]) == pytest.approx([50 / 60, 65 / 60, 80 / 60], abs=0.02)
 
