@@ -16,17 +16,17 @@ from offline_train.diffusion.scale import RowScale
 from offline_train.diffusion.synther import Diffusion, DiffusionConfig
 
 WIDTH, BATCH_SIZE, LOG_ROWS, DRAWN_ROWS = 1024, 256, 20_000, 512
-FULL_STEPS, FAST_STEPS = 128, 32
+FULL, FAST = SamplerConfig(), SamplerConfig(solver="multistep", steps=32, churn=0)
 # Network evaluations are all alike, so a few steps tell the speed of many.
 TIMED_STEPS = 4
 DIFFUSION_CASES = 6
 
 DIFFUSION_CAPTION = (
     f"Best repeat (median), width {WIDTH:,}, six residual layers. fit: gradient steps, batch {BATCH_SIZE}. sampling: "
-    f"transitions of {FULL_STEPS} stochastic steps, 255 evaluations of the network, or of {FAST_STEPS} deterministic "
-    f"ones, 63 evaluations; timed over {2 * TIMED_STEPS - 1} evaluations of {DRAWN_ROWS} rows. plain: an ordinary "
-    f"implementation in float32, which always samples with {FULL_STEPS} steps, in this run. peer: measured on another "
-    "machine."
+    f"transitions of {FULL.steps} stochastic steps, {FULL.evaluations} evaluations of the network, or of {FAST.steps} "
+    f"steps of the multistep solver, {FAST.evaluations} evaluations; timed over {TIMED_STEPS} steps of {DRAWN_ROWS} "
+    f"rows. plain: an ordinary implementation in float32, which always samples with {FULL.steps} steps, in this run. "
+    "peer: measured on another machine."
 )
 
 
@@ -34,10 +34,9 @@ def diffusion_cases(_: Path) -> Iterator[Case]:
     """Every case, one after another."""
     for bf16 in (False, True):
         yield fit_case(bf16)
-    for bf16 in (False, True):
-        yield sampling_case(bf16, FULL_STEPS)
-    for bf16 in (False, True):
-        yield sampling_case(bf16, FAST_STEPS)
+    for sampler in (FULL, FAST):
+        for bf16 in (False, True):
+            yield sampling_case(bf16, sampler)
 
 
 def new_model(bf16: bool, log: torch.Tensor) -> Diffusion:
@@ -69,27 +68,24 @@ def fit_case(bf16: bool) -> Case:
     return Case(f"diffusion fit, {precision(bf16)}", "steps", ours, theirs, peer=Peer("SynthER", 10))
 
 
-def sampling_case(bf16: bool, steps: int) -> Case:
-    """Transitions drawn; both sides work off the last levels of the schedule, and count their share of a transition."""
+def sampling_case(bf16: bool, sampler: SamplerConfig) -> Case:
+    """Transitions drawn; both sides take a few steps from noise to none, and count their share of a transition."""
     log = packed(transitions(LOG_ROWS, np.random.default_rng(0)))
     model, generator = new_model(bf16, log), torch.Generator().manual_seed(0)
     ordinary = plain.PlainDiffusion(model.scale.dim, WIDTH)
-    churn = 80.0 if steps == FULL_STEPS else 0.0
-    model.config = model.config.model_copy(update={"sampler": SamplerConfig(steps=TIMED_STEPS, churn=churn)})
-    levels = noise_levels(model.config.sampler)
-
-    def counted(rows: int, whole: int) -> int:
-        return max(round(rows * (2 * TIMED_STEPS - 1) / (2 * whole - 1)), 1)
+    timed, timed_plain = (each.model_copy(update={"steps": TIMED_STEPS}) for each in (sampler, FULL))
+    model.config = model.config.model_copy(update={"sampler": timed})
+    levels = noise_levels(timed_plain)
 
     def ours(share: float) -> int:
         rows = max(round(DRAWN_ROWS * share), 1)
         model.draw(rows, generator)
-        return counted(rows, steps)
+        return max(round(rows * timed.evaluations / sampler.evaluations), 1)
 
     def theirs(share: float) -> int:
         rows = max(round(DRAWN_ROWS * share), 1)
         ordinary.sample(rows, levels)
-        return counted(rows, FULL_STEPS)
+        return max(round(rows * timed_plain.evaluations / FULL.evaluations), 1)
 
-    kind = f"{steps} steps" if steps == FULL_STEPS else f"Heun, {steps} steps"
-    return Case(f"diffusion sampling, {kind}, {precision(bf16)}", "transitions", ours, theirs, peer=Peer("SynthER", 45))
+    name = f"diffusion sampling, {sampler.solver}, {sampler.steps} steps, {precision(bf16)}"
+    return Case(name, "transitions", ours, theirs, peer=Peer("SynthER", 45))
