@@ -9,7 +9,7 @@ models were sampled in three ways or more, steps.png.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,9 @@ from adapters.datasets import TransitionDataset, load_dataset
 from adapters.errors import UserError
 from adapters.files import write_json
 from offline_train.data import DatasetConfig, open_log
+from offline_train.diffusion.conditions import ranks, td_errors
 from offline_train.diffusion.fidelity_figure import fidelity_figure, steps_figure
+from offline_train.finished_run import Run
 from sim.environments import make_environment
 from sim.oracle import true_step
 
@@ -96,8 +98,30 @@ def judge(dataset: TransitionDataset, index: np.ndarray, log: TransitionDataset)
     return Judged(index, error, float((change * truly).sum() / np.square(truly).sum()))
 
 
+def start_distance(dataset: TransitionDataset, log: TransitionDataset) -> float:
+    """How far observations in which the log's episodes begin lie from the nearest observation of a data set: median.
+
+    In standard deviations of the log. Episodes begin in few rows and often far from all others, at rest for example,
+    so a model may leave them out unseen by the other figures; a policy that learned from its rows alone then does not
+    know how to set off.
+    """
+    scale = np.where(np.ptp(log.observations, axis=0) > 0, log.observations.std(0), np.float32(1.0))
+    starts = np.array([rows.start for rows in log.episode_slices()])[:SINGLE_ROWS]
+    looked_at, found = log.observations[starts] / scale, dataset.observations / scale
+    return float(np.median(nearest_distance(looked_at, found, of_log=dataset is log)))
+
+
+def td_rank(critics: Run, dataset: TransitionDataset, log: TransitionDataset) -> float:
+    """Mean rank, from 0 to 1, of the transitions' temporal-difference errors among those of the log; 0.5 for itself."""
+    return float(ranks(td_errors(critics, dataset), np.sort(td_errors(critics, log))).mean())
+
+
 def compare(
-    name: str, dataset: TransitionDataset, log: TransitionDataset, generator: np.random.Generator
+    name: str,
+    dataset: TransitionDataset,
+    log: TransitionDataset,
+    generator: np.random.Generator,
+    critics: Run | None = None,
 ) -> dict[str, Any]:
     """The figures of one data set beside the log, as JSON.
 
@@ -109,6 +133,7 @@ def compare(
         dataset: synthetic transitions.
         log: what they were modelled on.
         generator: draws the rows that are compared.
+        critics: the run whose critics give temporal-difference errors, where these are looked at.
     """
     real, rows = log.packed(), dataset.packed()
     changing = np.ptp(real, axis=0) > 0
@@ -122,6 +147,8 @@ def compare(
         "rows": len(rows),
         "reward": float(dataset.rewards.mean()),
         "scaling": judged.scaling,
+        "starts": start_distance(dataset, log),
+        "td_rank": None if critics is None else td_rank(critics, dataset, log),
         "marginal": marginal_score(*columns),
         "correlation": correlation_score(*columns),
         "left_out": len(single) - len(judged.kept),
@@ -131,7 +158,7 @@ def compare(
     }
 
 
-def itself(log: TransitionDataset, generator: np.random.Generator) -> dict[str, Any]:
+def itself(log: TransitionDataset, generator: np.random.Generator, critics: Run | None) -> dict[str, Any]:
     """What a perfect model reaches.
 
     The scores are those of one half of the log's rows beside the other; distances are to the nearest other row of all
@@ -145,7 +172,7 @@ def itself(log: TransitionDataset, generator: np.random.Generator) -> dict[str, 
         parts.append(TransitionDataset.from_arrays(arrays, log.metadata, "half of the log"))
     halves = compare(LOG_ITSELF, parts[0], parts[1], generator)
     scores = {score: halves[score] for score in ("marginal", "correlation")}
-    return compare(LOG_ITSELF, log, log, generator) | scores
+    return compare(LOG_ITSELF, log, log, generator, critics) | scores
 
 
 def read(paths: Sequence[Path]) -> tuple[TransitionDataset, dict[str, TransitionDataset]]:
@@ -167,11 +194,25 @@ def read(paths: Sequence[Path]) -> tuple[TransitionDataset, dict[str, Transition
     return log, found
 
 
+def asking_run(found: Mapping[str, TransitionDataset]) -> Run | None:
+    """The run by whose critics transitions were asked for (condition=td-error), the first one's; None if none were.
+
+    Raises:
+        UserError: it is gone.
+    """
+    for dataset in found.values():
+        condition = (dataset.metadata.synthetic or {}).get("config", {}).get("condition") or {}
+        if condition.get("run") is not None:
+            return Run(Path(condition["run"]))
+    return None
+
+
 def report(paths: Sequence[Path], seed: int = 0) -> list[dict[str, Any]]:
     """The figures of every file, after those of the log itself."""
     log, found = read(paths)
-    rows = [itself(log, np.random.default_rng(seed))]
-    return rows + [compare(name, dataset, log, np.random.default_rng(seed)) for name, dataset in found.items()]
+    critics = asking_run(found)
+    rows = [itself(log, np.random.default_rng(seed), critics)]
+    return rows + [compare(name, dataset, log, np.random.default_rng(seed), critics) for name, dataset in found.items()]
 
 
 def summary(row: dict[str, Any]) -> dict[str, Any]:
@@ -183,21 +224,28 @@ def summary(row: dict[str, Any]) -> dict[str, Any]:
 
 def fidelity_table(rows: Sequence[dict[str, Any]]) -> Table:
     """Lay the figures out for the terminal."""
+    ranked = rows[0]["td_rank"] is not None
     table = Table(
         caption="distance: to the nearest transition of the log; error: mean square against the simulator, both in "
-        "standard deviations of the log, median (90 %); scaling: of the simulator's change of state; reward: mean",
+        "standard deviations of the log, median (90 %); starts: distance of the log's first observations of episodes "
+        "to the nearest one drawn; scaling: of the simulator's change of state; reward: mean"
+        + ("; TD error: mean rank among the log's" if ranked else ""),
     )
-    for title in ("", "marginal", "correlation", "distance", "error", "scaling", "reward"):
+    titles = ["", "marginal", "correlation", "distance", "starts", "error", "scaling", "reward"]
+    for title in titles + ["TD error"] * ranked:
         table.add_column(title, justify="right" if title else "left")
     for row in map(summary, rows):
-        pairs = [f"{row[name][1]:.4g} ({row[name][2]:.4g})" for name in ("distance", "error")]
+        distance, error = (f"{row[name][1]:.4g} ({row[name][2]:.4g})" for name in ("distance", "error"))
         table.add_row(
             row["name"],
             f"{row['marginal']:.3f}",
             f"{row['correlation']:.3f}",
-            *pairs,
+            distance,
+            f"{row['starts']:.2f}",
+            error,
             f"{row['scaling']:.3f}",
             f"{row['reward']:.2f}",
+            *([f"{row['td_rank']:.2f}"] if ranked else []),
         )
     return table
 

@@ -17,6 +17,7 @@ from offline_train.diffusion.fidelity import (
     main,
     marginal_score,
     nearest_distance,
+    start_distance,
 )
 from offline_train.diffusion.upsample import synthetic_dataset
 from sim.environments import make_environment
@@ -46,6 +47,22 @@ def test_nearest_distance_by_hand() -> None:
     assert nearest_distance(rows, log, chunk=2) == pytest.approx([1.0, 0.0, 5.0], abs=1e-4)
     # Of the log's own rows the nearest other one counts.
     assert nearest_distance(log, log, of_log=True) == pytest.approx([5.0, 5.0], abs=1e-4)
+
+
+def test_start_distance_by_hand(tmp_path: Path) -> None:
+    log = load_dataset(write_log(tmp_path / "log.npz"))
+    starts = [rows.start for rows in log.episode_slices()]
+    spread = log.observations.std(0)
+    # Nowhere near but in one row for each start, off by 0.3 deviations in one column and 0.4 in another: 0.5.
+    arrays = {**log.arrays(), "observations": np.full_like(log.observations, 100.0)}
+    arrays["observations"][: len(starts)] = log.observations[starts]
+    arrays["observations"][: len(starts), 3] += 0.3 * spread[3]
+    arrays["observations"][: len(starts), 5] += 0.4 * spread[5]
+    arrays["timeouts"] = ~arrays["terminals"]
+    drawn = TransitionDataset.from_arrays(arrays, log.metadata, "the rows")
+    assert start_distance(drawn, log) == pytest.approx(0.5, abs=1e-3)
+    # Of the log itself another row is looked for.
+    assert start_distance(log, log) > 0.0
 
 
 @pytest.fixture(scope="module")
