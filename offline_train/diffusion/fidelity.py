@@ -52,6 +52,19 @@ def correlation_score(real: np.ndarray, synthetic: np.ndarray) -> float:
     return float(np.mean(1.0 - gap[np.triu_indices(len(gap), 1)] / 2.0))
 
 
+def scores(rows: np.ndarray, real: np.ndarray, generator: np.random.Generator) -> dict[str, float]:
+    """Both scores of packed rows `(n, columns)` beside real ones `(m, columns)`, over columns that change in these.
+
+    Args:
+        rows: what is judged.
+        real: what it is compared with.
+        generator: draws the rows that are compared.
+    """
+    changing = np.ptp(real, axis=0) > 0
+    parts = [part[generator.permutation(len(part))[:COLUMN_ROWS]][:, changing] for part in (real, rows)]
+    return {"marginal": marginal_score(*parts), "correlation": correlation_score(*parts)}
+
+
 def nearest_distance(rows: np.ndarray, log: np.ndarray, chunk: int = 500, *, of_log: bool = False) -> np.ndarray:
     """Euclidean distance of each row `(n, columns)` to the nearest of the log `(m, columns)`: `(n,)`.
 
@@ -138,8 +151,8 @@ def compare(
     real, rows = log.packed(), dataset.packed()
     changing = np.ptp(real, axis=0) > 0
     scale = real[:, changing].std(0)
+    both = scores(rows, real, generator)
     real, rows = real[:, changing], rows[:, changing]
-    columns = [part[generator.permutation(len(part))[:COLUMN_ROWS]] for part in (real, rows)]
     single = generator.permutation(len(rows))[:SINGLE_ROWS]
     judged = judge(dataset, single, log)
     return {
@@ -149,8 +162,7 @@ def compare(
         "scaling": judged.scaling,
         "starts": start_distance(dataset, log),
         "td_rank": None if critics is None else td_rank(critics, dataset, log),
-        "marginal": marginal_score(*columns),
-        "correlation": correlation_score(*columns),
+        **both,
         "left_out": len(single) - len(judged.kept),
         "distance": nearest_distance(rows[judged.kept] / scale, real / scale, of_log=dataset is log).tolist(),
         "error": judged.error.tolist(),
@@ -164,15 +176,8 @@ def itself(log: TransitionDataset, generator: np.random.Generator, critics: Run 
     The scores are those of one half of the log's rows beside the other; distances are to the nearest other row of all
     of them, for the nearest of fewer rows is further away.
     """
-    order = generator.permutation(len(log))
-    parts = []
-    for rows in np.array_split(order, 2):
-        arrays = {name: values[rows] for name, values in log.arrays().items()}
-        arrays["timeouts"] = ~arrays["terminals"]
-        parts.append(TransitionDataset.from_arrays(arrays, log.metadata, "half of the log"))
-    halves = compare(LOG_ITSELF, parts[0], parts[1], generator)
-    scores = {score: halves[score] for score in ("marginal", "correlation")}
-    return compare(LOG_ITSELF, log, log, generator, critics) | scores
+    halves = np.array_split(generator.permutation(log.packed()), 2)
+    return compare(LOG_ITSELF, log, log, generator, critics) | scores(halves[0], halves[1], generator)
 
 
 def read(paths: Sequence[Path]) -> tuple[TransitionDataset, dict[str, TransitionDataset]]:
