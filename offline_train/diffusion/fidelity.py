@@ -65,7 +65,7 @@ def scores(rows: np.ndarray, real: np.ndarray, generator: np.random.Generator) -
     return {"marginal": marginal_score(*parts), "correlation": correlation_score(*parts)}
 
 
-def nearest_distance(rows: np.ndarray, log: np.ndarray, chunk: int = 500, *, of_log: bool = False) -> np.ndarray:
+def nearest_distance(rows: np.ndarray, log: np.ndarray, chunk: int = 100, *, of_log: bool = False) -> np.ndarray:
     """Euclidean distance of each row `(n, columns)` to the nearest of the log `(m, columns)`: `(n,)`.
 
     Args:
@@ -75,7 +75,8 @@ def nearest_distance(rows: np.ndarray, log: np.ndarray, chunk: int = 500, *, of_
         of_log: whether the rows are the log's own, so that the nearest other one is asked for.
     """
     targets, rank = torch.from_numpy(log), 2 if of_log else 1
-    nearest = [torch.cdist(part, targets).kthvalue(rank, 1).values for part in torch.from_numpy(rows).split(chunk)]
+    parts = torch.from_numpy(rows).split(chunk)
+    nearest = [torch.cdist(part, targets).topk(rank, 1, largest=False).values[:, -1] for part in parts]
     return torch.cat(nearest).numpy()
 
 

@@ -74,7 +74,7 @@ def steps_figure(path: Path, rows: Sequence[dict[str, Any]]) -> bool:
             config = SamplerConfig.model_validate(sampler)
             kind = f"{config.solver}, {'stochastic' if config.churn else 'deterministic'}"
             lines[kind].append((config.evaluations, row))
-    if sum(map(len, lines.values())) < 3:
+    if len({(kind, evaluations) for kind, points in lines.items() for evaluations, _ in points}) < 3:
         return False
     whole = Figure(figsize=(12.0, 3.8), dpi=110, layout="constrained")
     for axis, name in zip(whole.subplots(1, 3), ("marginal", "correlation", "error"), strict=True):

@@ -19,6 +19,7 @@ from offline_train.diffusion.fidelity import (
     nearest_distance,
     start_distance,
 )
+from offline_train.diffusion.fidelity_figure import steps_figure
 from offline_train.diffusion.upsample import synthetic_dataset
 from sim.environments import make_environment
 from sim.plant import BatchedPlant
@@ -123,3 +124,15 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "report"), str(tmp_path / "log.npz")]) == 2
     assert "real log" in capsys.readouterr().err
     assert main([]) == 2
+
+
+@pytest.mark.parametrize(("steps", "drawn"), [((32, 16, 8), True), ((32, 32, 32), False), ((32, 16, 16), False)])
+def test_steps_are_drawn_of_three_samplers_or_more(tmp_path: Path, steps: tuple[int, ...], drawn: bool) -> None:
+    def row(count: int) -> dict[str, object]:
+        sampler = {"solver": "multistep", "steps": count, "churn": 0.0}
+        made_by = {"config": {"method": {"sampler": sampler}}}
+        return {"marginal": 0.9, "correlation": 0.9, "error": [0.1, 0.2], "made_by": made_by}
+
+    path = tmp_path / "steps.png"
+    assert steps_figure(path, [{"made_by": None}, *map(row, steps)]) == drawn
+    assert path.is_file() == drawn
