@@ -2,14 +2,15 @@
 
 Every FILE, drawn by surefoot upsample, is compared with the log that it was modelled on: column by column, column
 against column, and transition by transition with the simulator, set to the same state under the same action (Lu et al.
-2023, table 2 and figure 5). The table is printed, and FOLDER gets fidelity.json, fidelity.png and, where
-models were sampled in three ways or more, steps.png.
+2023, table 2 and figure 5); besides by how near it comes to where the log's episodes begin and, where it was asked for
+by its temporal-difference errors, by these. The table is printed, and FOLDER gets fidelity.json, fidelity.png and,
+where models were sampled in three ways or more, steps.png.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +34,9 @@ from sim.oracle import true_step
 # Rows of either side whose columns are compared, and rows that are compared one by one.
 COLUMN_ROWS, SINGLE_ROWS = 50_000, 5_000
 LOG_ITSELF = "the log itself"
+
+TdRank = Callable[[TransitionDataset], float]
+"""Mean rank of a data set's temporal-difference errors among those of the log."""
 
 
 def marginal_score(real: np.ndarray, synthetic: np.ndarray) -> float:
@@ -125,9 +129,14 @@ def start_distance(dataset: TransitionDataset, log: TransitionDataset) -> float:
     return float(np.median(nearest_distance(looked_at, found, of_log=dataset is log)))
 
 
-def td_rank(critics: Run, dataset: TransitionDataset, log: TransitionDataset) -> float:
-    """Mean rank, from 0 to 1, of the transitions' temporal-difference errors among those of the log; 0.5 for itself."""
-    return float(ranks(td_errors(critics, dataset), np.sort(td_errors(critics, log))).mean())
+def td_ranking(run: Run, log: TransitionDataset) -> TdRank:
+    """Ranks by the critics of a run among the errors of the log, from 0 to 1; the log's own mean rank is 0.5.
+
+    Raises:
+        UserError: the run has no critics that could judge the log.
+    """
+    known = np.sort(td_errors(run, log))
+    return lambda dataset: float(ranks(td_errors(run, dataset), known).mean())
 
 
 def compare(
@@ -135,7 +144,7 @@ def compare(
     dataset: TransitionDataset,
     log: TransitionDataset,
     generator: np.random.Generator,
-    critics: Run | None = None,
+    td_rank: TdRank | None = None,
 ) -> dict[str, Any]:
     """The figures of one data set beside the log, as JSON.
 
@@ -147,7 +156,7 @@ def compare(
         dataset: synthetic transitions.
         log: what they were modelled on.
         generator: draws the rows that are compared.
-        critics: the run whose critics give temporal-difference errors, where these are looked at.
+        td_rank: of temporal-difference errors, where these are looked at.
     """
     real, rows = log.packed(), dataset.packed()
     changing = np.ptp(real, axis=0) > 0
@@ -162,7 +171,7 @@ def compare(
         "reward": float(dataset.rewards.mean()),
         "scaling": judged.scaling,
         "starts": start_distance(dataset, log),
-        "td_rank": None if critics is None else td_rank(critics, dataset, log),
+        "td_rank": None if td_rank is None else td_rank(dataset),
         **both,
         "left_out": len(single) - len(judged.kept),
         "distance": nearest_distance(rows[judged.kept] / scale, real / scale, of_log=dataset is log).tolist(),
@@ -171,14 +180,14 @@ def compare(
     }
 
 
-def itself(log: TransitionDataset, generator: np.random.Generator, critics: Run | None) -> dict[str, Any]:
+def itself(log: TransitionDataset, generator: np.random.Generator, td_rank: TdRank | None) -> dict[str, Any]:
     """What a perfect model reaches.
 
     The scores are those of one half of the log's rows beside the other; distances are to the nearest other row of all
     of them, for the nearest of fewer rows is further away.
     """
     halves = np.array_split(generator.permutation(log.packed()), 2)
-    return compare(LOG_ITSELF, log, log, generator, critics) | scores(halves[0], halves[1], generator)
+    return compare(LOG_ITSELF, log, log, generator, td_rank) | scores(halves[0], halves[1], generator)
 
 
 def read(paths: Sequence[Path]) -> tuple[TransitionDataset, dict[str, TransitionDataset]]:
@@ -216,9 +225,10 @@ def asking_run(found: Mapping[str, TransitionDataset]) -> Run | None:
 def report(paths: Sequence[Path], seed: int = 0) -> list[dict[str, Any]]:
     """The figures of every file, after those of the log itself."""
     log, found = read(paths)
-    critics = asking_run(found)
-    rows = [itself(log, np.random.default_rng(seed), critics)]
-    return rows + [compare(name, dataset, log, np.random.default_rng(seed), critics) for name, dataset in found.items()]
+    run = asking_run(found)
+    td_rank = None if run is None else td_ranking(run, log)
+    rows = [itself(log, np.random.default_rng(seed), td_rank)]
+    return rows + [compare(name, dataset, log, np.random.default_rng(seed), td_rank) for name, dataset in found.items()]
 
 
 def summary(row: dict[str, Any]) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def test_td_error_is_that_of_the_runs_critics(log: TransitionDataset, tmp_path: 
     done = command_line("train", "algorithm=td3-bc", *source, *small, f"output={tmp_path / 'run'}")  # type: ignore[operator]
     assert done.code == 0, done
     from offline_train.diffusion.conditions import td_errors
-    from offline_train.diffusion.fidelity import td_rank
+    from offline_train.diffusion.fidelity import td_ranking
     from offline_train.finished_run import Run
 
     run = Run(tmp_path / "run")
@@ -88,8 +88,9 @@ def test_td_error_is_that_of_the_runs_critics(log: TransitionDataset, tmp_path: 
     arrays = {name: values[upper] for name, values in log.arrays().items()}
     arrays["timeouts"] = ~arrays["terminals"]
     surprising = TransitionDataset.from_arrays(arrays, log.metadata, "the upper half")
-    assert td_rank(run, log, log) == pytest.approx(0.5, abs=1e-9)
-    assert td_rank(run, surprising, log) == pytest.approx(0.75, abs=1e-3)
+    td_rank = td_ranking(run, log)
+    assert td_rank(log) == pytest.approx(0.5, abs=1e-9)
+    assert td_rank(surprising) == pytest.approx(0.75, abs=1e-3)
 
 
 @pytest.mark.parametrize(
