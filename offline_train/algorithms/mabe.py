@@ -143,10 +143,11 @@ class Mabe(Mopo):
         left = prior.updates - self.updates
         if left <= 0:
             return super().train_epoch()
-        figures = [self._learn_prior(self.updates + step) for step in range(min(prior.steps_per_epoch, left))]
-        self.updates += len(figures)
+        budget = min(prior.steps_per_epoch, left)
+        figures = mean_figures(self._learn_prior(self.updates + step) for step in range(budget))
+        self.updates += budget
         self.sac.prior.load_state_dict(self.prior.actor.state_dict())
-        return mean_figures({f"prior_{name}": value for name, value in step.items()} for step in figures)
+        return {f"prior_{name}": value for name, value in figures.items()}
 
     def _learn_prior(self, step: int) -> dict[str, Tensor]:
         rows = draw(self.replay.real, len(self.replay.real), self.config.prior.batch_size, self.generator)

@@ -80,9 +80,9 @@ class ModelFree:
     def train_epoch(self) -> dict[str, float]:
         """Update; returns the means of the epoch's figures."""
         budget = min(self.config.steps_per_epoch, self.config.updates - self.updates)
-        figures = [self._update(self.updates + step) for step in range(budget)]
+        figures = mean_figures(self._update(self.updates + step) for step in range(budget))
         self.updates += budget
-        return mean_figures(figures)
+        return figures
 
     def _update(self, step: int) -> dict[str, Tensor]:
         rows = draw(self.log, len(self.log), self.config.batch_size, self.generator)

@@ -178,9 +178,10 @@ class Mopo:
         ):
             self.replay.add(self._kept(transitions, context))
             rewards.append(transitions.reward.mean())
-        figures = [self._update() for _ in range(min(config.steps_per_epoch, self.policy_updates - self.updates))]
-        self.updates += len(figures)
-        return {"rollout_reward": float(torch.stack(rewards).mean()), **mean_figures(figures)}
+        budget = min(config.steps_per_epoch, self.policy_updates - self.updates)
+        figures = mean_figures(self._update() for _ in range(budget))
+        self.updates += budget
+        return {"rollout_reward": float(torch.stack(rewards).mean()), **figures}
 
     def _update(self) -> dict[str, Tensor]:
         batch = self.replay.sample(self.config.batch_size, self.generator)

@@ -5,7 +5,7 @@ Each of them is a file beside this one, with its settings and a learner whose `u
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -121,16 +121,20 @@ class Online:
         config = self.config
         while self.steps < config.random_steps:
             self._step(self.first_actions)
-        figures: list[dict[str, Tensor]] = []
         returns: list[float] = []
-        budget = min(config.steps_per_epoch, config.updates - self.updates)
-        while len(figures) < budget:
-            returns += self._step(self.explore)
-            for _ in range(min(config.updates_due, budget - len(figures))):
-                figures.append(self._update(self.updates + len(figures)))
-        self.updates += budget
+        figures = mean_figures(self._act_and_update(returns))
         mean_return = float(np.mean(returns)) if returns else float("nan")
-        return {"control_steps": self.steps, "exploration_return": mean_return, **mean_figures(figures)}
+        return {"control_steps": self.steps, "exploration_return": mean_return, **figures}
+
+    def _act_and_update(self, returns: list[float]) -> Iterator[dict[str, Tensor]]:
+        """Give the figures of each update of an epoch; appends the returns of the episodes that end meanwhile."""
+        config = self.config
+        end = min(self.updates + config.steps_per_epoch, config.updates)
+        while self.updates < end:
+            returns += self._step(self.explore)
+            for _ in range(min(config.updates_due, end - self.updates)):
+                yield self._update(self.updates)
+                self.updates += 1
 
     def _update(self, step: int) -> dict[str, Tensor]:
         return self.learner.update(self._batch(), step)

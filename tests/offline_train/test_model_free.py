@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,21 @@ def test_mean_figures() -> None:
     # A figure that only some steps give is averaged over those.
     steps = [{"a": torch.tensor(1.0)}, {"a": torch.tensor(3.0), "b": torch.tensor(5.0)}]
     assert mean_figures(steps) == {"a": 2.0, "b": 5.0}
+
+
+def test_mean_figures_lets_go_of_figures() -> None:
+    alive = list[weakref.ref[torch.Tensor]]()
+
+    def steps() -> Iterator[dict[str, torch.Tensor]]:
+        for number in range(4):
+            step = {"a": torch.tensor(float(number))}
+            alive.append(weakref.ref(step["a"]))
+            yield step
+            del step
+            # The last one may live until the next is there.
+            assert all(each() is None for each in alive[:-1])
+
+    assert mean_figures(steps()) == {"a": 1.5}
 
 
 def test_observations_are_standardised_by_the_log() -> None:
