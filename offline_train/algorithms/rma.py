@@ -31,6 +31,7 @@ from adapters.errors import UserError
 from adapters.files import read_json
 from deploy.context import HistorySettings, estimator_settings
 from offline_train.algorithms.augwm_actuators import ActuatorAugWm, ActuatorAugWmConfig, delivered, draw_gains
+from offline_train.algorithms.base import mean_figures
 from offline_train.checkpoint import load_checkpoint
 from offline_train.models.ensemble import DynamicsEnsemble, TerminationRule
 from offline_train.networks import in_float32
@@ -206,9 +207,10 @@ class Rma(ActuatorAugWm):
             return super().train_epoch()
         rollouts = self._roll_out()
         budget = min(self.config.steps_per_epoch, self.config.updates - self.updates)
-        losses = [self._adapt(rollouts, self.updates + step) for step in range(budget)]
+        steps = range(self.updates, self.updates + budget)
+        figures = mean_figures({"adaptation_loss": self._adapt(rollouts, step)} for step in steps)
         self.updates += budget
-        return {"adaptation_loss": float(torch.stack(losses).mean())}
+        return figures
 
     def _take_policy(self, folder: Path) -> None:
         """Take the policy of a finished run in place of phase 1.
