@@ -25,6 +25,7 @@ class DatasetConfig(BaseModel):
     rows: int | None = Field(default=None, ge=1)
     synthetic: str | None = None
     real_fraction: float = Field(default=0.0, ge=0, le=1)
+    beginnings: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _has_an_effect(self) -> DatasetConfig:
@@ -32,6 +33,10 @@ class DatasetConfig(BaseModel):
             raise ValueError("there is no log of which rows or synthetic could tell anything; leave them out")
         if self.synthetic is None and self.real_fraction:
             raise ValueError("real_fraction is the share of the log among synthetic rows; give synthetic=FILE as well")
+        if self.synthetic is None and self.beginnings:
+            raise ValueError(
+                "beginnings are added to synthetic rows, and the log has them; give synthetic=FILE as well"
+            )
         return self
 
 
@@ -46,6 +51,7 @@ class Data:
         synthetic: transitions drawn from a model of the log, which are learned from in its place; held-out episodes
             and what is said about the log stay those of the log itself.
         real_fraction: share of the log among what is learned from then.
+        beginnings: first steps of each of the log's episodes that are learned from besides.
     """
 
     def __init__(
@@ -56,10 +62,11 @@ class Data:
         device: str,
         synthetic: TransitionDataset | None = None,
         real_fraction: float = 0.0,
+        beginnings: int = 0,
     ) -> None:
         check_fit("the data set", dataset.obs_dim, dataset.act_dim, dataset.metadata.control_dt, robot)
         self.dataset, self.robot, self.device = dataset, robot, device
-        self.synthetic, self.real_fraction = synthetic, real_fraction
+        self.synthetic, self.real_fraction, self.beginnings = synthetic, real_fraction, beginnings
         # The same episodes are held out whatever the seed, so that hold-out errors of two runs can be compared.
         self.train, self.holdout = dataset.split_episodes(holdout_fraction, np.random.default_rng(0))
 
@@ -68,9 +75,16 @@ class Data:
         return packed(part, self.robot).to(self.device)
 
     def learned(self) -> Tensor:
-        """Packed rows of what is learned from: the training part, or synthetic rows with the share of it asked for."""
+        """Packed rows of what is learned from: the training part, or synthetic rows with what is asked for of it."""
         log = self.packed(self.train)
-        return log if self.synthetic is None else mixed(log, self.packed(self.synthetic), self.real_fraction)
+        if self.synthetic is None:
+            return log
+        drawn = self.packed(self.synthetic)
+        steps = np.concatenate([np.arange(rows.stop - rows.start) for rows in self.train.episode_slices()])
+        early = log[torch.from_numpy(steps < self.beginnings).to(log.device)]
+        # As often among what is drawn as they are in the log.
+        times = max(round((1.0 - self.real_fraction) * len(drawn) / len(log)), 1)
+        return torch.cat([mixed(log, drawn, self.real_fraction), early.repeat(times, 1)])
 
     def batch(self, part: TransitionDataset) -> Batch:
         """One part as a batch."""

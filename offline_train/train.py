@@ -333,7 +333,15 @@ def run_offline(config: TrainConfig, settings: MopoConfig | ModelFreeConfig | No
     synthetic = open_synthetic(source, dataset)
     environment = make_environment(dataset.metadata.env)
     config, robot = with_robot(with_ensemble(config), environment)
-    data = Data(dataset, robot, config.ensemble.holdout_fraction, config.device, synthetic, source.real_fraction)
+    data = Data(
+        dataset,
+        robot,
+        config.ensemble.holdout_fraction,
+        config.device,
+        synthetic,
+        source.real_fraction,
+        source.beginnings,
+    )
     start = None
     if isinstance(settings, MopoConfig):
         kin = ("mopo", "mabe") if isinstance(settings, MabeConfig) else ("mopo",)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from adapters.files import atomic_path
 from offline_train.diffusion.edm import SamplerConfig
@@ -43,6 +43,8 @@ def fidelity_figure(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         axis.set_xscale("log")
         axis.set_yscale("log")
         axis.tick_params(labelbottom=True)
+        # Over less than a decade they would be printed across each other.
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(True, alpha=0.25)
         scores = f"marginal {row['marginal']:.3f}, correlation {row['correlation']:.3f}"
         axis.set_title(f"{row['name']}\n{scores}", fontsize=10)

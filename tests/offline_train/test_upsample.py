@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 from test_train import EPISODES, LENGTH, SMALL, refusal, write_log
-from toy import state_equal
+from toy import ROBOT, state_equal
 
-from adapters.datasets import load_dataset
+from adapters.datasets import Metadata, TransitionDataset, load_dataset
 from adapters.files import read_json, read_jsonl
 from offline_train.checkpoint import load_checkpoint
-from offline_train.data import mixed
+from offline_train.data import Data, mixed
 from offline_train.diffusion import upsample
 from offline_train.diffusion.fit import ModelTrainer
+from offline_train.replay import Batch
 
 CommandLine = Callable[..., Any]
 ROWS = 70
@@ -140,6 +141,9 @@ def test_refusals(draw: Callable[..., Any], command_line: CommandLine, log: Path
     assert "takes no condition" in refusal(draw("x", *TINY_VAE, "condition={name: return, low: 0, high: 1}"))
     synthetic = tmp_path / "run" / "synthetic.npz"
     train = ("train", "algorithm=bc", "dataset=file", f"output={tmp_path / 'policy'}")
+    for alone in ("real_fraction=0.5", "beginnings=5"):
+        line = refusal(command_line(*train, f"dataset.path={log}", f"dataset.{alone}"))
+        assert "give synthetic=FILE as well" in line
     line = refusal(command_line(*train, f"dataset.path={log}", f"dataset.synthetic={log}"))
     assert "real log" in line
     other = write_log(tmp_path / "other.npz", control_dt=0.05, env="walker2d")
@@ -156,7 +160,13 @@ def test_policies_are_trained_on_it(
     draw("run", "method=dynamics-noise")
     synthetic = tmp_path / "run" / "synthetic.npz"
     own = SMALL if algorithm == "mopo" else [s for s in SMALL if "rollout" not in s and "sac" not in s]
-    source = ("dataset=file", f"dataset.path={log}", f"dataset.synthetic={synthetic}", "dataset.real_fraction=0.25")
+    source = (
+        "dataset=file",
+        f"dataset.path={log}",
+        f"dataset.synthetic={synthetic}",
+        "dataset.real_fraction=0.25",
+        "dataset.beginnings=5",
+    )
     folder = tmp_path / "policy"
     done = command_line("train", f"algorithm={algorithm}", *source, f"output={folder}", *own)
     assert done.code == 0, done
@@ -167,6 +177,39 @@ def test_policies_are_trained_on_it(
         # The robot's bundle needs the synthetic rows no more.
         synthetic.unlink()
         assert command_line("export", f"run={folder}").code == 0
+
+
+def episodes_of(lengths: list[int], origin: dict[str, Any] | None = None) -> TransitionDataset:
+    """Rows of the toy robot, each told by its reward: 100 x its episode + its step."""
+    rewards = np.concatenate([100.0 * i + np.arange(n) for i, n in enumerate(lengths)]).astype(np.float32)
+    pairs = np.zeros((len(rewards), 2), np.float32)
+    arrays = {
+        "observations": pairs,
+        "actions": pairs,
+        "rewards": rewards,
+        "next_observations": pairs,
+        "terminals": np.zeros(len(rewards), bool),
+        "timeouts": np.isin(np.arange(len(rewards)), np.cumsum(lengths) - 1),
+    }
+    return TransitionDataset.from_arrays(arrays, Metadata(env="toy", control_dt=0.05, synthetic=origin), "the toy")
+
+
+# Of 10 real rows. 34 / 10 = 3.4 are as many as 3 logs; half of them 1.7, as many as 2; 4 / 10 fewer than half a log.
+@pytest.mark.parametrize(("drawn", "real_fraction", "times"), [(34, 0.0, 3), (34, 0.5, 2), (4, 0.0, 1)])
+def test_beginnings_come_besides_as_often_as_the_log_has_them(drawn: int, real_fraction: float, times: int) -> None:
+    # One of the three episodes is held out.
+    real, synthetic = episodes_of([5, 5, 5]), episodes_of([1] * drawn, origin={})
+    data = Data(real, ROBOT, 0.3, "cpu", synthetic, real_fraction, beginnings=2)
+    rewards = Batch.unpack(data.learned(), 2, 2).reward.tolist()
+    kept = sorted({100 * (int(reward) // 100) for reward in data.train.rewards})
+    assert len(kept) == 2 and rewards[drawn:] == [float(first + step) for first in kept for step in range(2)] * times
+    without = Data(real, ROBOT, 0.3, "cpu", synthetic, real_fraction).learned()
+    assert torch.equal(data.learned()[:drawn], without) and len(without) == drawn
+
+
+def test_beginnings_of_short_episodes_are_all_of_them() -> None:
+    data = Data(episodes_of([3, 3, 3]), ROBOT, 0.3, "cpu", episodes_of([1] * 6, origin={}), beginnings=50)
+    assert len(data.learned()) == 6 + 2 * 3
 
 
 def test_mixed_keeps_the_share_and_repeats_a_short_log() -> None:
