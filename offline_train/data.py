@@ -51,7 +51,7 @@ class Data:
         synthetic: transitions drawn from a model of the log, which are learned from in its place; held-out episodes
             and what is said about the log stay those of the log itself.
         real_fraction: share of the log among what is learned from then.
-        beginnings: first steps of each of the log's episodes that are learned from besides.
+        beginnings: first steps of each of the log's episodes that are learned from besides synthetic rows.
     """
 
     def __init__(
@@ -80,11 +80,14 @@ class Data:
         if self.synthetic is None:
             return log
         drawn = self.packed(self.synthetic)
-        steps = np.concatenate([np.arange(rows.stop - rows.start) for rows in self.train.episode_slices()])
+        rows = mixed(log, drawn, self.real_fraction)
+        if not self.beginnings:
+            return rows
+        steps = np.concatenate([np.arange(episode.stop - episode.start) for episode in self.train.episode_slices()])
         early = log[torch.from_numpy(steps < self.beginnings).to(log.device)]
-        # As often among what is drawn as they are in the log.
+        # As often among what is drawn as they are in the log, and once where less is drawn than the log has.
         times = max(round((1.0 - self.real_fraction) * len(drawn) / len(log)), 1)
-        return torch.cat([mixed(log, drawn, self.real_fraction), early.repeat(times, 1)])
+        return torch.cat([rows, early.repeat(times, 1)])
 
     def batch(self, part: TransitionDataset) -> Batch:
         """One part as a batch."""
